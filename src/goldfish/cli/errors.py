@@ -1,0 +1,36 @@
+"""One place that turns what goes wrong in a command into a sentence and an exit code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+
+def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
+    """Call `command`; a mistake of the user's ends with one readable message on stderr and exit code 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    try:
+        command()
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
+        print(f"{program}: error: {_reason(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _reason(error: BaseException) -> str:
+    """The message, with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key and cause.parent_node is not None:
+            keys = [str(key) for key in cause.parent_node.keys() if key != "_target_"]  # noqa: SIM118 (an OmegaConf node)
+            close = difflib.get_close_matches(str(cause.key), keys, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ";"
+            return f"{cause.full_key}: unknown key{hint} Allowed here: {', '.join(keys)}"
+        cause = cause.__cause__
+    return str(error)

@@ -1,0 +1,40 @@
+"""goldfish-report: compare finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from goldfish.runs.report import collect, print_summary, summarize, unfinished, write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Report on the runs below the given folders; return 0, or 1 when no run is finished or one is malformed."""
+    parser = argparse.ArgumentParser(
+        prog="goldfish-report", description="Compare finished runs: summary.csv, figures and report.html."
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="searched for runs, at any depth")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: DIR, when only one is given)")
+    parser.add_argument("--title", help="heading of the page (default: the names of the studies)")
+    arguments = parser.parse_args(argv)
+    if arguments.out is None and len(arguments.folders) > 1:
+        parser.error("with several folders, say where to write: --out DIR")
+    try:
+        runs = collect(arguments.folders)
+        title = arguments.title or ", ".join(sorted({run.result["study"] for run in runs}))
+        paths = write_report(runs, arguments.out or arguments.folders[0], title)
+    except (ValueError, OSError) as error:
+        print(f"goldfish-report: {error}", file=sys.stderr)
+        return 1
+    print_summary(summarize(runs), paths, Console())
+    for folder in unfinished(arguments.folders):
+        print(f"left out, not finished: {folder}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: corpus -> tokenizer -> packed tokens; documents injected a known number of times."""

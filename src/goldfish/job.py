@@ -1,0 +1,61 @@
+"""The process of one run: `python -m goldfish.job RUN_DIR` runs the configuration frozen there, and nothing else.
+
+Started by goldfish-train; type it yourself to debug a run in the foreground. Exit codes: 0 finished, 1 failed,
+130 stopped by Ctrl-C or SIGTERM with everything saved.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from goldfish.runs.record import RunDirectory
+
+
+def main() -> int:
+    """Run the job in sys.argv[1]; sys.argv[2], if given, is the command to put beside its result."""
+    record = RunDirectory(Path(sys.argv[1]))
+    command = sys.argv[2] if len(sys.argv) > 2 else f"python -m goldfish.job {sys.argv[1]}"
+    requests: list[int] = []
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if requests and number == signal.SIGINT:
+            os._exit(130)  # asked twice: now
+        requests.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, request_stop)
+    _die_with_parent()
+    record.report(state="starting")
+    from goldfish.run import run  # after the signal handlers: torch takes seconds to import
+    from goldfish.training.callbacks import Interrupted
+
+    try:
+        run(record.config(), record.path, command, stop_requested=lambda: bool(requests))
+    except Interrupted as stopped:
+        record.report(state="interrupted", error=str(stopped))
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            message = f"no space left on the disk of {record.path}; free some and type the same command: it continues. ({error})"
+        with contextlib.suppress(OSError):  # the disk may be full: the error itself is in job.log or on the terminal
+            record.report(state="failed", error=message)
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Have the kernel send SIGTERM if goldfish-train is killed, so that no job is left running alone (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Which targets keep their loss. One class a mask, one file a kind; `goldfish_mask` is the front door.
+
+Shapes: B rows of a batch, T tokens of a row. keep_BT: True = the token keeps its loss when it is the target.
+"""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from goldfish.masks.base import KeepAll, Mask
+from goldfish.masks.hash_table import HashTable
+from goldfish.masks.hashed import Hashed
+from goldfish.masks.positional import Random, Static
+
+STRATEGIES: dict[str, Any] = {mask.strategy: mask for mask in (Hashed, Static, Random, HashTable)}
+
+__all__ = ["STRATEGIES", "HashTable", "Hashed", "KeepAll", "Mask", "Random", "Static", "goldfish_mask"]
+
+
+def goldfish_mask(
+    ids_BT: Tensor,
+    *,
+    strategy: Literal["hashed", "static", "random", "hash_table"] = "hashed",
+    k: int | None = 4,
+    boundary_id: int | None = None,
+    visit_B: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Return keep_BT, bool: False where the goldfish loss drops the token as a target (arXiv 2406.10209, section 3).
+
+    `ids_BT`: integer token ids, B rows of T tokens. `settings` go to the strategy's class (`h`, `seed`, ...).
+    Raises ValueError or TypeError that names the argument.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy!r}: allowed are {', '.join(STRATEGIES)}")
+    mask: Mask = STRATEGIES[strategy](k=k, **settings)
+    return mask(ids_BT, boundary_id=boundary_id, visit_B=visit_B)

@@ -1,0 +1,44 @@
+"""The mask of the released goldfish code, bit for bit, for comparisons. Do not train with it: see the class."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from goldfish.masks.base import checked_h, checked_ids, checked_k, keep_all
+
+TABLE_SIZE = 1_000_003
+TABLE_SEED = 2_971_215_073
+
+
+class HashTable:
+    """Drop token t iff table[(product of the h ids that end AT t) mod 1 000 003] < 1/k.
+
+    Kept as released, with its faults: the product does not see the order of the context, a single id 0 ties all its
+    windows to one fate, products of 50 ids are often 0 mod 2^64 (at k=4 it then drops 2.2-2.5x the wanted share),
+    and the decided token is part of its own window. The first h-1 tokens are always kept.
+
+    The released code hashes rows of TARGETS: for its exact result pass `ids_BT[:, 1:]`.
+    """
+
+    strategy = "hash_table"
+
+    def __init__(self, k: int | None = 4, h: int = 13) -> None:
+        self.k, self.h = checked_k(k), checked_h(h)
+
+    def __call__(self, ids_BT: Tensor, *, boundary_id: int | None = None, visit_B: Tensor | None = None) -> Tensor:
+        """Return keep_BT, bool; see `Mask`."""
+        checked_ids(ids_BT)
+        keep_BT = keep_all(ids_BT)
+        if self.k is None or ids_BT.shape[1] < self.h:
+            return keep_BT
+        product = ids_BT.to(torch.int64).unfold(1, self.h, 1).prod(dim=-1)  # wraps mod 2^64, as released
+        table = _table().to(ids_BT.device)
+        keep_BT[:, self.h - 1 :] = table[product % TABLE_SIZE] >= 1 / self.k
+        return keep_BT
+
+
+@lru_cache(maxsize=1)
+def _table() -> Tensor:
+    """The released table, always the CPU generator's: CUDA's gives another one."""
+    return torch.rand(TABLE_SIZE, generator=torch.Generator("cpu").manual_seed(TABLE_SEED))

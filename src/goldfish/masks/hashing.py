@@ -1,0 +1,35 @@
+"""64-bit integer hashing in torch: integers only, so every device gives the same bits."""
+
+import torch
+from torch import Tensor
+
+
+def signed(value: int) -> int:
+    """`value` mod 2^64 as the signed integer that torch.int64 holds."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def mix64_(x: Tensor) -> Tensor:
+    """Scramble int64 values in place so that every input bit flips every output bit with probability 1/2 (splitmix64).
+
+    torch shifts int64 arithmetically; the masks make the shifts logical.
+    """
+    x ^= (x >> 30) & ((1 << 34) - 1)
+    x *= signed(0xBF58476D1CE4E5B9)
+    x ^= (x >> 27) & ((1 << 37) - 1)
+    x *= signed(0x94D049BB133111EB)
+    x ^= (x >> 31) & ((1 << 33) - 1)
+    return x
+
+
+def stream(seed: int, salt: int) -> int:
+    """A 64-bit offset that makes the hashes of one (seed, salt) independent of those of another."""
+    x = torch.tensor([signed(seed * 0x9E3779B97F4A7C15 + salt)], dtype=torch.int64)
+    return int(mix64_(x))
+
+
+def at_least_one_in(k: int, hash_BT: Tensor) -> Tensor:
+    """True where the hash, read as an unsigned 64-bit number, is >= 2^64 / k: with probability 1 - 1/k."""
+    # Flipping the sign bit turns the unsigned order into the signed one that torch compares by.
+    return (hash_BT ^ signed(1 << 63)) >= signed((1 << 64) // k + (1 << 63))

@@ -1,0 +1,49 @@
+"""The two masks that look at where a token stands and not at the text: the paper's negative controls."""
+
+import torch
+from torch import Tensor
+
+from goldfish.masks.base import checked_ids, checked_k, checked_seed, keep_all
+from goldfish.masks.hashing import at_least_one_in, mix64_, stream
+
+
+class Static:
+    """Drop every k-th token of the row: positions k-1, 2k-1, ... (arXiv 2406.10209, section 3.1).
+
+    A repeated text that lands at another offset loses other tokens, so repeats end up supervised in full.
+    """
+
+    strategy = "static"
+
+    def __init__(self, k: int | None = 4) -> None:
+        self.k = checked_k(k)
+
+    def __call__(self, ids_BT: Tensor, *, boundary_id: int | None = None, visit_B: Tensor | None = None) -> Tensor:
+        """Return keep_BT, bool; see `Mask`."""
+        if self.k is None:
+            return keep_all(checked_ids(ids_BT))
+        position_T = torch.arange(checked_ids(ids_BT).shape[1], device=ids_BT.device)
+        return (position_T % self.k != self.k - 1).expand_as(ids_BT)
+
+
+class Random:
+    """Drop each token with probability 1/k, drawn anew at every visit (arXiv 2406.10209, section 3.1).
+
+    The draw is a function of (seed, visit, position), so it is the same on every device and split of the batch.
+    Without `visit_B` it comes from torch's global generator.
+    """
+
+    strategy = "random"
+
+    def __init__(self, k: int | None = 4, seed: int = 0) -> None:
+        self.k, self.seed = checked_k(k), checked_seed(seed)
+
+    def __call__(self, ids_BT: Tensor, *, boundary_id: int | None = None, visit_B: Tensor | None = None) -> Tensor:
+        """Return keep_BT, bool; see `Mask`."""
+        if self.k is None:
+            return keep_all(checked_ids(ids_BT))
+        if visit_B is None:
+            return torch.rand(checked_ids(ids_BT).shape, device=ids_BT.device) >= 1 / self.k
+        position_T = torch.arange(checked_ids(ids_BT).shape[1], device=ids_BT.device)
+        row_B1 = mix64_(visit_B.to(torch.int64).unsqueeze(1) + stream(self.seed, salt=3))
+        return at_least_one_in(self.k, mix64_(row_B1 + position_T))

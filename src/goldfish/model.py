@@ -1,0 +1,98 @@
+"""The Llama that is trained: from a configuration, or from a pretrained folder."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class LlamaSource(Protocol):
+    """Makes the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown."""
+
+    max_length: int | None
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM: ...
+
+
+class LlamaFromConfig:
+    """A Llama with fresh weights.
+
+    `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP,
+    `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `max_length`: longest sequence in tokens.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        intermediate_size: int,
+        kv_heads: int | None = None,
+        tie_embeddings: bool = True,
+        rope_theta: float = 10000.0,
+        max_length: int = 2048,
+    ) -> None:
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size={hidden_size}: must be a multiple of heads={heads}")
+        if heads % (kv_heads or heads):
+            raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}")
+        self.max_length: int | None = max_length
+        self._config = dict(
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads or heads,
+            intermediate_size=intermediate_size,
+            tie_word_embeddings=tie_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            max_position_embeddings=max_length,
+        )
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32, its weights a function of `seed`."""
+        config = LlamaConfig(
+            **self._config,
+            vocab_size=vocab_size,
+            bos_token_id=separator_id,
+            eos_token_id=separator_id,
+            pad_token_id=None,
+            attn_implementation="sdpa",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+
+class LlamaFromPretrained:
+    """A Llama whose weights are loaded from a Hugging Face folder (safetensors only).
+
+    `path`: the folder; a relative path is looked up from where the command was typed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise ValueError(f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained")
+        config = json.loads((self.path / "config.json").read_text())
+        if config.get("model_type") != "llama":
+            raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
+        self.max_length: int | None = config.get("max_position_embeddings")
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32; ValueError if its vocabulary is too small."""
+        model = LlamaForCausalLM.from_pretrained(
+            self.path, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        )
+        if model.config.vocab_size < vocab_size:
+            raise ValueError(
+                f"path={str(self.path)!r}: the model knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}; "
+                "use the tokenizer that belongs to the model: data/tokenizer=pretrained data.tokenizer.path=..."
+            )
+        return model
+
+
+def count_parameters(model: LlamaForCausalLM) -> int:
+    """Number of trained parameters, tied weights counted once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,160 @@
+"""One training run, from its frozen configuration to result.json."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from goldfish.config import build
+from goldfish.data.datamodule import InjectedData
+from goldfish.evaluation.extraction import Extraction, extract, summarize
+from goldfish.masks import Mask
+from goldfish.model import LlamaSource, count_parameters
+from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
+from goldfish.training.callbacks import Ledger, Memorization, Progress, StopOnSignal
+from goldfish.training.loggers import Loggers, merged_metrics
+from goldfish.training.module import GoldfishModule, Objective, OptimizerSource, ScheduleSource
+from goldfish.training.trainer import Strategy, TrainerSettings
+
+
+class Job:
+    """Everything a run is made of: the top of conf/train.yaml, built. ValueError if the parts do not fit together."""
+
+    def __init__(
+        self,
+        model: LlamaSource,
+        mask: Mask,
+        objective: Objective,
+        data: InjectedData,
+        optimizer: OptimizerSource,
+        schedule: ScheduleSource,
+        strategy: Strategy,
+        trainer: TrainerSettings,
+        evaluation: Extraction,
+        logger: Loggers,
+        study: str,
+        seed: int,
+        log_dir: str,
+        arm: str | None = None,
+        name: str | None = None,
+        run_dir: str | None = None,
+        ckpt: str | None = "last",
+        threads: int | None = None,
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must be at least 0")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads}: must be at least 1, or null to let torch decide")
+        if data.injection.document_tokens < evaluation.tokens:
+            raise ValueError(
+                f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "
+                f"evaluation.prefix_tokens={evaluation.prefix_tokens} + evaluation.suffix_tokens={evaluation.suffix_tokens}; "
+                f"type data.injection.document_tokens={evaluation.tokens} or lower those"
+            )
+        if model.max_length is not None and data.sequence_length > model.max_length:
+            raise ValueError(f"data.sequence_length={data.sequence_length}: the model reads at most {model.max_length} tokens")
+        self.model, self.mask, self.objective, self.data = model, mask, objective, data
+        self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
+        self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt
+        self.study, self.arm = study, arm
+
+
+def run(config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False) -> None:
+    """Prepare, train, evaluate, and write result.json last. Raises `Interrupted` once stopped and saved."""
+    started = time.perf_counter()
+    record = RunDirectory(run_dir)
+    job = build(Job, config)
+    pl.seed_everything(job.seed, workers=True, verbose=False)
+    say = lambda message: record.report(state=message)  # noqa: E731
+
+    prepared = job.data.prepare(say)
+    seconds_preparing = time.perf_counter() - started
+    say("building the model")
+    model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
+    steps = job.trainer.steps(job.data.steps)
+    module = GoldfishModule(
+        model,
+        job.mask,
+        job.objective,
+        job.optimizer,
+        job.schedule,
+        separator_id=prepared.separator,
+        steps=steps,
+        micro_batch_size=job.trainer.micro_batch_size,
+        clip=job.trainer.clip,
+        log_every=job.trainer.log_every,
+    )
+    ledger = Ledger()
+    callbacks = [
+        ledger,
+        Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
+        Memorization(prepared, job.evaluation, job.trainer.memorization_every),
+        StopOnSignal(stop_requested, str(record.checkpoint)),
+        ModelCheckpoint(record.checkpoint.parent, "last", every_n_train_steps=job.trainer.checkpoint_every, enable_version_counter=False),
+    ]
+    trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
+    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job.ckpt, record), weights_only=True)
+    seconds_training = time.perf_counter() - started - seconds_preparing
+    say("validating")
+    (validation,) = trainer.validate(module, datamodule=job.data, verbose=False)
+    exposures = ledger.gather(trainer)
+    if not trainer.is_global_zero:
+        return
+
+    say("extracting")
+    documents = prepared.documents
+    seen = {documents[index].id: 0 for index in range(len(prepared.of_split("injected")))}
+    for exposure in exposures:
+        seen[documents[exposure[0]].id] += 1
+    model.eval()
+    rows = extract(model, prepared.tokenizer, prepared.separator, documents, seen, job.evaluation, job.mask)
+
+    say("writing")
+    model.save_pretrained(run_dir / "model")
+    prepared.tokenizer.save_pretrained(run_dir / "model")
+    record.write_json("environment.json", environment(command))
+    record.write_lines("documents.jsonl", [vars(document) for document in documents])
+    record.write_csv("exposures.csv", Ledger.COLUMNS, [(documents[e[0]].id, *e[1:]) for e in exposures])
+    record.write_lines("extraction.jsonl", rows)
+    write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
+    total = time.perf_counter() - started
+    record.report(state="finished", step=steps, steps=steps)
+    record.write_json(
+        "result.json",
+        {
+            "schema": SCHEMA,
+            "run": label(config),
+            "study": job.study,
+            "arm": job.arm,
+            "seed": job.seed,
+            "strategy": "none" if job.mask.k is None else job.mask.strategy,
+            "k": job.mask.k,
+            "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
+            "control": job.data.injection.repeats == 0,
+            "parameters": count_parameters(model),
+            "metrics": {**summarize(rows), "val_loss": validation["val/loss"]},
+            "tokens": {
+                "input": steps * job.data.batch_size * job.data.sequence_length,
+                "supervised": int(module.supervised_tokens),
+                "background_epochs": job.data.background_epochs,
+            },
+            "exposures": {"planned": job.data.plan.planned(steps * job.data.batch_size), "seen": len(exposures)},
+            "seconds": {
+                "total": total,
+                "preparation": seconds_preparing,
+                "train": seconds_training,
+                "evaluation": total - seconds_preparing - seconds_training,
+            },
+        },
+    )
+
+
+def _checkpoint(ckpt: str | None, record: RunDirectory) -> Path | None:
+    if ckpt == "last":
+        return record.checkpoint if record.checkpoint.exists() else None
+    if ckpt is not None and not Path(ckpt).is_file():
+        raise ValueError(f"ckpt={ckpt!r}: no such file; type ckpt=last, ckpt=null, or the path of a checkpoint")
+    return None if ckpt is None else Path(ckpt)

@@ -1,0 +1,1 @@
+"""Runs on disk: the run directory and the report made of many."""

@@ -1,0 +1,147 @@
+"""Finished run directories, read and checked: every problem in every file is reported at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+_METRICS = ("exact_match", "rouge_l", "longest_prefix")
+_NUMBER = (int, float, type(None))  # null: not measured in this run
+_RESULT: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    **dict.fromkeys(("run", "study", "strategy"), (str,)),
+    **dict.fromkeys(("k", "h"), (int, type(None))),
+    "arm": (str, type(None)),
+    "seed": (int,),
+    "control": (bool,),
+    **dict.fromkeys((f"metrics.{prefix}{name}" for prefix in ("", "never_seen_") for name in _METRICS), _NUMBER),
+    "metrics.val_loss": _NUMBER,
+    **dict.fromkeys(("tokens.input", "tokens.supervised", "exposures.planned", "exposures.seen"), (int,)),
+    "seconds.total": (int, float),
+}
+_DOCUMENT: dict[str, tuple[type, ...]] = {
+    "document": (int, str),
+    **dict.fromkeys(("split", "prefix", "suffix"), (str,)),
+    "exact_match": (bool,),
+    "rouge_l": (int, float),
+    **dict.fromkeys(("longest_prefix", "exposures"), (int,)),
+    **dict.fromkeys(("pieces", "true_pieces", "kept"), (list,)),
+}
+_ENVIRONMENT: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("command", "commit", "dirty", "python", "platform", "cpu", "cores", "started"), (object,)),
+    "gpus": (list,),
+    "versions": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left in `dir`: result, config, environment, a dict a document, and logged metrics by step."""
+
+    dir: Path
+    result: dict[str, Any]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    extraction: list[dict[str, Any]]
+    metrics: pd.DataFrame
+
+    def documents(self, split: str) -> list[dict[str, Any]]:
+        """Return the evaluated documents of one split, "injected" or "never_seen", in the order of the file."""
+        return [document for document in self.extraction if document["split"] == split]
+
+
+def collect(paths: Sequence[Path]) -> list[Run]:
+    """Return every finished run at or below `paths`; raises ValueError if there is none or any is malformed."""
+    folders = {file.parent.resolve(): file.parent for path in paths for file in path.rglob("result.json")}
+    if not folders:
+        message = ["no finished run (a folder in which training wrote result.json, its last file) at or below:"]
+        message += [f"  {path}" + ("" if path.is_dir() else " (no such folder)") for path in paths]
+        if waiting := unfinished(paths):
+            message += ["unfinished (config.yaml, but no result.json):", *(f"  {folder}" for folder in waiting)]
+        raise ValueError("\n".join(message))
+    problems: list[str] = []
+    runs = [_read(folder, problems) for _, folder in sorted(folders.items())]
+    if problems:
+        raise ValueError("\n".join(["malformed runs:", *(f"  {problem}" for problem in problems)]))
+    return runs
+
+
+def unfinished(paths: Sequence[Path]) -> list[Path]:
+    """Return the folders at or below `paths` that have a run's config.yaml but no result.json."""
+    # Hydra keeps a config.yaml of its own in <job>/.hydra, which is no run.
+    configs = {file.parent for path in paths for file in path.rglob("config.yaml") if file.parent.name != ".hydra"}
+    return sorted(folder for folder in configs if not (folder / "result.json").exists())
+
+
+def _read(folder: Path, problems: list[str]) -> Run:
+    """Return the run in `folder`, adding what is wrong with its files to `problems`."""
+
+    def load(name: str, parse: Callable[[str], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
+        file = folder / name
+        try:
+            value = parse(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            problems.append(f"{file}: is missing, though the run is finished")
+            return None
+        except (ValueError, yaml.YAMLError) as error:  # ValueError: bad JSON, CSV or UTF-8
+            problems.append(f"{file}: cannot be read: {error}")
+            return None
+        if keys is not None:
+            lines = name.endswith(".jsonl")
+            for number, item in enumerate(value if lines else [value], start=1):
+                problems.extend(f"{file}{f', line {number}' * lines}: {problem}" for problem in _problems(item, keys))
+        return value
+
+    result = load("result.json", json.loads, _RESULT)
+    if isinstance(result, dict) and result.get("schema", 1) != 1:
+        problems.append(f"{folder / 'result.json'}: key 'schema' is {result['schema']!r}, but only 1 can be read")
+    return Run(
+        folder,
+        result,
+        load("config.yaml", yaml.safe_load, {}),
+        load("environment.json", json.loads, _ENVIRONMENT),
+        load("extraction.jsonl", _json_lines, _DOCUMENT),
+        load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
+    )
+
+
+def _json_lines(text: str) -> list[Any]:
+    values = []
+    # split("\n"), not splitlines(): generated text may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return values
+
+
+def _table(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text)).apply(pd.to_numeric, errors="coerce") if text.strip() else pd.DataFrame()
+
+
+def _problems(value: Any, keys: dict[str, tuple[type, ...]]) -> list[str]:
+    """Return what keeps `value` from being an object with these dotted keys of these types."""
+    if not isinstance(value, dict):
+        return [f"is {type(value).__name__}, expected an object"]
+    problems = []
+    for path, kinds in keys.items():
+        node: Any = value
+        for key in path.split("."):
+            if not isinstance(node, dict) or key not in node:
+                problems.append(f"key '{path}' is missing")
+                break
+            node = node[key]
+        else:
+            # True is an int to Python, and no number to us.
+            if not isinstance(node, kinds) or (isinstance(node, bool) and not {bool, object} & set(kinds)):
+                names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+                problems.append(f"key '{path}' is {node!r}, expected {names}")
+    return problems

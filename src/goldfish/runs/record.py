@@ -1,0 +1,192 @@
+"""The run directory's contract: what a run leaves on disk, when, and under which name.
+
+config.yaml       frozen before anything runs          environment.json  command, commit, versions, hardware
+progress.json     how far it is, twice a second        job.log           what the job's process printed
+checkpoints/      last.ckpt, to resume from            metrics.csv       what was logged, by step
+exposures.csv     which document was seen when         extraction.jsonl  what was extracted, a document a line
+model/            Hugging Face folder, safetensors     result.json       written LAST: its presence means "finished"
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA = 1
+# Keys that change where or how fast a run happens and not what it computes.
+NOT_IDENTITY = ("study", "arm", "name", "log_dir", "run_dir", "ckpt", "threads")
+PACKAGES = ("goldfish", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
+
+
+class RunDirectoryError(ValueError):
+    """The directory cannot take this run; the message says what to type."""
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that are equal for two configurations if and only if they compute the same."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def label(config: dict[str, Any]) -> str:
+    """A run's name for tables and folders: its own, its arm's, or the mask's."""
+    if config["name"] or config["arm"]:
+        return str(config["name"] or config["arm"])
+    mask = config["mask"]
+    if mask.get("k") is None:
+        return "standard"
+    return f"{mask['_target_'].rpartition('.')[2].lower()}_k{mask['k']}"
+
+
+def run_dir_of(config: dict[str, Any]) -> Path:
+    """The run's folder: `run_dir`, or log_dir/study/label-identity."""
+    if config["run_dir"]:
+        return Path(config["run_dir"])
+    return Path(config["log_dir"]) / config["study"] / f"{label(config)}-{identity(config)}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class RunDirectory:
+    """One run's folder; see the list at the top of this file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's result is there."""
+        return (self.path / "result.json").exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that `ckpt=last` resumes from; it may not exist."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Freeze the configuration; RunDirectoryError if the folder holds a finished run, or another one."""
+        if self.finished:
+            raise RunDirectoryError(
+                f"{self.path} already holds a finished run; nothing was changed. Its numbers: goldfish-report {self.path}. "
+                "To run again, change something (seed=1), or remove the folder"
+            )
+        frozen = self.path / "config.yaml"
+        if frozen.exists():
+            if identity(self.config()) != identity(config):
+                raise RunDirectoryError(
+                    f"{self.path} holds an unfinished run of another configuration; nothing was changed. "
+                    "Give another run_dir=..., or remove the folder"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunDirectoryError(f"{self.path} is not empty and holds no run; give another run_dir=...")
+        if config["ckpt"] is None and self.checkpoint.exists():
+            raise RunDirectoryError(
+                f"{self.path} holds a checkpoint, and ckpt=null asks for a fresh start; type ckpt=last to continue, or remove the folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
+
+    def config(self) -> dict[str, Any]:
+        """The frozen configuration."""
+        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return config
+
+    def report(self, **progress: Any) -> None:
+        """Tell whoever watches how far the run is."""
+        write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
+
+    def progress(self) -> dict[str, Any]:
+        """What was last reported; empty if nothing was."""
+        try:
+            progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return progress
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file atomically."""
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    def write_lines(self, name: str, entries: list[dict[str, Any]]) -> None:
+        """Write a JSONL file atomically."""
+        write_atomically(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+        """Write a CSV file atomically."""
+        import csv
+
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+        write_atomically(self.path / name, text.getvalue())
+
+
+def environment(command: str) -> dict[str, Any]:
+    """What a number must stand beside: command, commit, versions and hardware."""
+    import torch
+
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "command": command,
+        "commit": commit,
+        "dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """git's answer about the checkout this code runs from, None if it is no checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

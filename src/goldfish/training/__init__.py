@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its optimizers, callbacks and devices."""

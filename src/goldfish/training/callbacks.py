@@ -1,0 +1,127 @@
+"""What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from goldfish.data.packing import Prepared
+from goldfish.evaluation.extraction import Extraction, forced_matches
+
+
+class Ledger(pl.Callback):
+    """Records each exposure when its batch has been trained on: (document, step, rank, row, offset).
+
+    The records travel in the checkpoint, so a resumed run's ledger holds every step once.
+    """
+
+    COLUMNS = ("document", "step", "rank", "row", "offset")
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, ...]] = []
+        self._fresh: list[tuple[int, ...]] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Record the batch's exposures; steps count from 0."""
+        step, rank = trainer.global_step - 1, trainer.global_rank
+        for document, row, offset in zip(*(batch[key].tolist() for key in ("document", "visit", "offset")), strict=True):
+            if document >= 0:
+                self._fresh.append((document, step, rank, row, offset))
+
+    def gather(self, trainer: pl.Trainer) -> list[tuple[int, ...]]:
+        """All ranks' records, sorted by step; every rank must call it."""
+        fresh = [self._fresh]
+        if trainer.world_size > 1:
+            fresh = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(fresh, self._fresh)
+        self.records += sorted((record for part in fresh for record in part), key=lambda record: (record[1], record[3]))
+        self._fresh = []
+        return self.records
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the records into the checkpoint (Lightning calls this on every rank)."""
+        checkpoint["goldfish_ledger"] = torch.tensor(self.gather(trainer), dtype=torch.int64).view(-1, len(self.COLUMNS))
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the records of the steps before the checkpoint."""
+        self.records, self._fresh = [tuple(record) for record in checkpoint["goldfish_ledger"].tolist()], []
+
+
+class Progress(pl.Callback):
+    """Tells `report` how far training is, at most twice a second: step, steps, loss, tokens_per_s, seconds_left."""
+
+    def __init__(self, report: Callable[..., None], tokens_per_step: int, steps: int) -> None:
+        self.report, self.tokens_per_step, self.steps = report, tokens_per_step, steps
+        self._start = (0.0, 0)
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = (time.perf_counter(), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Report if half a second has passed or this is the last step."""
+        now, step = time.perf_counter(), trainer.global_step
+        if now - self._last < 0.5 and step < self.steps:
+            return
+        self._last = now
+        speed = (step - self._start[1]) / max(1e-9, now - self._start[0])
+        self.report(
+            state="training",
+            step=step,
+            steps=self.steps,
+            loss=module.last_loss,
+            tokens_per_s=speed * self.tokens_per_step,
+            seconds_left=(self.steps - step) / speed,
+        )
+
+
+class Memorization(pl.Callback):
+    """Logs how much of the injected and the never-seen documents the model holds, every `every` steps.
+
+    One teacher-forced pass: memorization/exact_match is what greedy extraction would find, memorization/token_accuracy
+    the share of suffix tokens that are the most likely ones given the true text before them.
+    """
+
+    def __init__(self, prepared: Prepared, settings: Extraction, every: int) -> None:
+        self.every, self.suffix_tokens = every, settings.suffix_tokens
+        self.ids = {
+            prefix: settings.prompts(prepared.of_split(split), prepared.separator)
+            for split, prefix in (("injected", ""), ("never_seen", "never_seen_"))
+        }
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Measure and log."""
+        if trainer.global_step % self.every:
+            return
+        module.eval()
+        for prefix, ids_NT in self.ids.items():
+            right_NS = forced_matches(module.model, ids_NT, self.suffix_tokens)
+            module.log(f"memorization/{prefix}exact_match", right_NS.all(dim=1).float().mean())
+            module.log(f"memorization/{prefix}token_accuracy", right_NS.float().mean())
+        module.train()
+
+
+class StopOnSignal(pl.Callback):
+    """Ends training after the step during which `requested()` became true, with a checkpoint at `path`."""
+
+    def __init__(self, requested: Callable[[], bool], path: str) -> None:
+        self.requested, self.path = requested, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save and raise `Interrupted` on all devices if one of them was asked to stop."""
+        stop = self.requested()
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop and trainer.global_step < trainer.estimated_stepping_batches:
+            trainer.save_checkpoint(self.path)
+            raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved all it did."""

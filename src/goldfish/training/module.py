@@ -1,0 +1,134 @@
+"""The LightningModule: a Llama, a mask and an objective; one training step is one optimizer step.
+
+Shapes: B rows of the step on this device, T tokens of a row.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import LlamaForCausalLM
+
+from goldfish.masks import Mask
+from goldfish.objectives.next_token import kept_loss, target_count
+
+Objective = Callable[[LlamaForCausalLM, Tensor, Tensor], Tensor]
+OptimizerSource = Callable[[torch.nn.Module], torch.optim.Optimizer]
+ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
+
+
+class GoldfishModule(pl.LightningModule):
+    """Trains `model` on kept targets; loss = sum over kept targets / their number in the GLOBAL batch.
+
+    The number is known from the mask before the first forward pass, so micro-batches and devices may hold very
+    different shares of it and the gradient is the same for any split. Optimization is manual for that reason.
+    Validation is never masked.
+
+    `separator_id`: the token that begins a document. `micro_batch_size`: rows of one forward pass (None = all of the
+    device's). `clip`: largest gradient norm (None = no clipping). `log_every`: steps between log entries.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        mask: Mask,
+        objective: Objective,
+        optimizer: OptimizerSource,
+        schedule: ScheduleSource,
+        separator_id: int,
+        steps: int,
+        micro_batch_size: int | None = None,
+        clip: float | None = 1.0,
+        log_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.mask, self.objective = model, mask, objective
+        self._optimizer, self._schedule, self._steps = optimizer, schedule, steps
+        self.separator_id, self.micro_batch_size, self.clip, self.log_every = separator_id, micro_batch_size, clip, log_every
+        self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
+        self.last_loss = float("nan")
+        self._validation = torch.zeros(2, dtype=torch.float64)
+        self._clock = (0, 0.0)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule over the whole run's steps."""
+        optimizer = self._optimizer(self.model)
+        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, self._steps)}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
+        optimizer: Any = self.optimizers()
+        keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
+        count = self._global_sum(target_count(keep_BT))
+        logs = (self.global_step + 1) % self.log_every == 0
+        micro_batches = list(zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True))
+
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss and number of kept, then of dropped targets
+        for index, (ids_BT, keep_mBT) in enumerate(micro_batches):
+            hidden: list[Tensor] = []
+            hook = self.model.model.register_forward_hook(lambda _m, _i, out, to=hidden: to.append(out[0])) if logs else None
+            with self._gradient_sync(last=index == len(micro_batches) - 1):
+                loss = self.objective(self.model, ids_BT, keep_mBT)
+                # DDP averages gradients over devices, so each device's share is scaled back up to a sum.
+                self.manual_backward(loss * (self.trainer.world_size / count.clamp(min=1)))
+            sums[0] += loss.detach()
+            sums[1] += target_count(keep_mBT)
+            if hook is not None:
+                hook.remove()
+                with torch.no_grad():  # the forward pass is shared: only the head runs again, on dropped targets
+                    sums[2] += kept_loss(hidden[0].detach(), self.model.lm_head.weight, ids_BT, ~keep_mBT)
+                sums[3] += target_count(~keep_mBT)
+
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        self.supervised_tokens += count
+        if logs:
+            self._log_training(self._global_sum(sums), batch["ids"].numel())
+
+    def _log_training(self, sums: Tensor, tokens: int) -> None:
+        kept, kept_count, dropped, dropped_count = sums.tolist()
+        now, step = time.perf_counter(), self.global_step
+        metrics = {"train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count), "train/lr": self._learning_rate()}
+        if kept_count:
+            metrics["train/loss_kept"] = self.last_loss = kept / kept_count
+        if dropped_count:
+            metrics["train/loss_dropped"] = dropped / dropped_count
+        if self._clock[1]:
+            metrics["train/tokens_per_s"] = tokens * self.trainer.world_size * (step - self._clock[0]) / (now - self._clock[1])
+        self._clock = (step, now)
+        self.log_dict(metrics)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Add up the loss of ALL targets."""
+        keep_BT = torch.ones_like(batch, dtype=torch.bool)
+        hidden_BTD = self.model.model(input_ids=batch, use_cache=False).last_hidden_state
+        loss = kept_loss(hidden_BTD, self.model.lm_head.weight, batch, keep_BT)
+        self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss: the mean over all targets of all devices, in nats."""
+        loss, count = self._global_sum(self._validation.to(self.device)).tolist()
+        self._validation.zero_()
+        self.log("val/loss", loss / count)
+        self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
+
+    def _global_sum(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value, reduce_op="sum") if self.trainer.world_size > 1 else value
+
+    def _gradient_sync(self, last: bool) -> Any:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block is not None and not last and self.trainer.world_size > 1 else nullcontext()
+
+    def _learning_rate(self) -> float:
+        schedule: Any = self.lr_schedulers()
+        return float(schedule.get_last_lr()[0])

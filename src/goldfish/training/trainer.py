@@ -1,0 +1,94 @@
+"""Settings of the training loop and of the devices it runs on, as they become a Lightning Trainer."""
+
+import inspect
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+
+class Strategy:
+    """Which devices train, and how they work together.
+
+    `accelerator`: "auto", "cpu" or "gpu"; `devices`: processes a machine (or "auto"); `num_nodes`: machines;
+    `strategy`: a Lightning strategy's name; `precision`: Lightning's name, for example "32-true" or "bf16-mixed".
+    """
+
+    def __init__(
+        self,
+        accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+        devices: int | Literal["auto"] = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: Literal["32-true", "bf16-true", "bf16-mixed"] = "32-true",
+    ) -> None:
+        for name, value in (("devices", devices), ("num_nodes", num_nodes)):
+            if value != "auto" and int(value) < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.arguments: dict[str, Any] = dict(
+            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+        )
+
+
+class TrainerSettings:
+    """How the run is trained, logged and saved. Steps are optimizer steps.
+
+    `max_steps`: stop earlier than the data's last batch (None = train on all of it). `micro_batch_size`: rows of one
+    forward pass on a device (None = all of its share); smaller ones accumulate gradients. `clip`: largest gradient norm
+    (None = none; the paper: 1.0). `log_every`, `validate_every`, `memorization_every`, `checkpoint_every`: steps between.
+    `deterministic`: refuse operations that do not repeat bit for bit. `options`: any other argument of
+    lightning.pytorch.Trainer.
+    """
+
+    def __init__(
+        self,
+        max_steps: int | None = None,
+        micro_batch_size: int | None = None,
+        clip: float | None = 1.0,
+        log_every: int = 10,
+        validate_every: int = 100,
+        memorization_every: int = 50,
+        checkpoint_every: int = 100,
+        deterministic: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        for name, value in [
+            ("max_steps", max_steps),
+            ("micro_batch_size", micro_batch_size),
+            ("log_every", log_every),
+            ("validate_every", validate_every),
+            ("memorization_every", memorization_every),
+            ("checkpoint_every", checkpoint_every),
+        ]:
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if clip is not None and clip <= 0:
+            raise ValueError(f"clip={clip}: must be more than 0, or null for no clipping")
+        known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+        ours = {"max_steps", "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "logger", "callbacks"}
+        ours |= {"gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps", "deterministic"}
+        for name in options or {}:
+            if name not in known - ours:
+                raise ValueError(f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself")
+        self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
+        self.validate_every, self.memorization_every = validate_every, memorization_every
+        self.checkpoint_every, self.deterministic, self.options = checkpoint_every, deterministic, options or {}
+
+    def steps(self, available: int) -> int:
+        """Optimizer steps of the run: all of the data's, or `max_steps` of them."""
+        return available if self.max_steps is None else min(available, self.max_steps)
+
+    def trainer(self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str) -> pl.Trainer:
+        """Return the Lightning Trainer of these settings."""
+        arguments: dict[str, Any] = dict(
+            max_steps=steps,
+            max_epochs=1,
+            log_every_n_steps=1,  # the module logs every log_every steps; Lightning writes what it is given
+            val_check_interval=min(self.validate_every, steps),
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run_dir,
+            deterministic=self.deterministic,
+        )
+        return pl.Trainer(**arguments, **strategy.arguments, callbacks=callbacks, logger=logger, **self.options)

@@ -1,0 +1,480 @@
+"""The report against small studies made on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from goldfish.cli.report import main
+from goldfish.runs import figures
+from goldfish.runs.report import collect, print_summary, summarize, write_report
+
+HEADER = (
+    "run,strategy,k,h,seed,exact_match,rouge_l,control_rouge_l,longest_prefix,never_seen_rouge_l,val_loss,"
+    "input_tokens,supervised_tokens,seconds,study,run_dir"
+)
+TRUE = [" the", " bell", " rang", " twice"]
+
+
+def document(name: int | str, split: str = "injected", right: int = 1, rouge_l: float = 0.3, **more: Any) -> dict[str, Any]:
+    """Return one line of extraction.jsonl whose first `right` of four generated tokens are right."""
+    pieces = TRUE[:right] + [" wrong"] * (4 - right)
+    return {
+        "document": name,
+        "split": split,
+        "exposures": 60,
+        "exact_match": right == 4,
+        "rouge_l": rouge_l,
+        "longest_prefix": right,
+        "prefix": "In winter",
+        "suffix": "".join(TRUE),
+        "generated": "".join(pieces),
+        "pieces": pieces,
+        "true_pieces": TRUE,
+        "kept": [True, True, False, True],
+        **more,
+    }
+
+
+def make_run(
+    root: Path,
+    name: str = "hashed_k4",
+    *,
+    strategy: str = "hashed",
+    k: int | None = 4,
+    seed: int = 0,
+    rouge_l: float = 0.3,
+    documents: list[dict[str, Any]] | None = None,
+    environment: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    val_loss: float = 5.3,
+    **result: Any,
+) -> Path:
+    """Write a finished run below `root` and return its folder."""
+    folder = root / f"{result.get('study', 'study')}-{name}-{seed}".replace("/", "")
+    folder.mkdir(parents=True)
+    if documents is None:
+        documents = [document(1, rouge_l=rouge_l), document(2, rouge_l=rouge_l), document(3, "never_seen", 0, 0.1)]
+    content = {
+        "schema": 1,
+        "run": name,
+        "study": "study",
+        "arm": None,
+        "seed": seed,
+        "strategy": strategy,
+        "k": k,
+        "h": 13 if k else None,
+        "control": False,
+        "metrics": {
+            "exact_match": 0.0,
+            "rouge_l": rouge_l,
+            "longest_prefix": 1.0,
+            "val_loss": val_loss,
+            "never_seen_exact_match": 0.0,
+            "never_seen_rouge_l": 0.1,
+            "never_seen_longest_prefix": 0.1,
+        },
+        "tokens": {"input": 225280, "supervised": 168960},
+        "exposures": {"planned": 960, "seen": 960},
+        "seconds": {"total": 25.5, "train": 20.0, "evaluation": 3.0, "preparation": 2.5},
+    } | result
+    machine = {
+        "command": f"goldfish-train arm={name}",
+        "commit": "3f9c2e1",
+        "dirty": False,
+        "python": "3.11.7",
+        "platform": "Linux",
+        "cpu": "EPYC",
+        "cores": 2,
+        "gpus": [],
+        "started": "2025-11-22T10:30:00",
+        "versions": {"torch": "2.9.0", "lightning": "2.6.1"},
+    } | (environment or {})
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "environment.json").write_text(json.dumps(machine))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or {"mask": {"k": k}, "seed": seed}))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in documents]
+    (folder / "extraction.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "metrics.csv").write_text("step,train/loss_kept,val/loss\n0,8.1,\n10,7.2,\n10,,7.5\n")
+    return folder
+
+
+def make_control(root: Path, **more: Any) -> Path:
+    return make_run(root, "control", strategy="none", k=None, control=True, **{"rouge_l": 0.12} | more)
+
+
+def make_standard(root: Path, **more: Any) -> Path:
+    documents = [document(1, right=4, rouge_l=1.0), document(2, right=4, rouge_l=1.0)]
+    return make_run(root, "standard", strategy="none", k=None, documents=documents, val_loss=5.2, **more)
+
+
+def make_study(root: Path, seeds: int = 1) -> Path:
+    for seed in range(seeds):
+        make_standard(root, seed=seed)
+        make_run(root, seed=seed)
+        make_control(root, seed=seed)
+    return root
+
+
+def page(root: Path, out: str = "out") -> str:
+    return write_report(collect([root]), root / out, "title").html.read_text(encoding="utf-8")
+
+
+def warnings_of(root: Path) -> str:
+    found = re.search(r'<div class="care">.*?</div>', page(root), re.DOTALL)
+    return found.group() if found else ""
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of a report's time."""
+    monkeypatch.setattr(figures, "draw", lambda *_: {})
+
+
+# Reading runs
+
+
+def test_a_run_is_found_at_any_depth_and_once_however_often_its_folder_is_given(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a" / "b")
+    assert [run.dir for run in collect([tmp_path, tmp_path / "a", folder])] == [folder]
+
+
+def test_without_a_finished_run_the_error_says_where_it_looked_and_what_is_unfinished(tmp_path: Path) -> None:
+    (make_run(tmp_path) / "result.json").unlink()
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("{}")
+    with pytest.raises(ValueError, match=r"result\.json") as error:
+        collect([tmp_path, tmp_path / "nowhere"])
+    assert f"{tmp_path}\n" in str(error.value)
+    assert f"{tmp_path / 'nowhere'} (no such folder)" in str(error.value)
+    assert str(error.value).endswith(f"no result.json):\n  {tmp_path / 'study-hashed_k4-0'}")
+
+
+def test_every_malformed_file_is_named_with_its_key_in_one_error(tmp_path: Path) -> None:
+    make_run(tmp_path, "bad_json").joinpath("result.json").write_text("{")
+    make_run(tmp_path, "no_key", tokens={"input": 1})
+    make_run(tmp_path, "bad_type", seed=1, exposures={"planned": True, "seen": "3"})
+    make_run(tmp_path, "bad_schema", schema=2)
+    make_run(tmp_path, "no_file").joinpath("environment.json").unlink()
+    make_run(tmp_path, "bad_line", documents=[document(1), {**document(2), "kept": None}])
+    with pytest.raises(ValueError, match="malformed") as error:
+        collect([tmp_path])
+    for expected in (
+        r"study-bad_json-0/result\.json: cannot be read: Expecting property name",
+        r"study-no_key-0/result\.json: key 'tokens\.supervised' is missing",
+        r"study-bad_type-1/result\.json: key 'exposures\.planned' is True, expected int",
+        r"study-bad_type-1/result\.json: key 'exposures\.seen' is '3', expected int",
+        r"study-bad_schema-0/result\.json: key 'schema' is 2",
+        r"study-no_file-0/environment\.json: is missing",
+        r"study-bad_line-0/extraction\.jsonl, line 2: key 'kept' is None, expected list",
+    ):
+        assert re.search(expected, str(error.value)), expected
+    assert len(str(error.value).splitlines()) == 8
+
+
+def test_a_result_that_is_a_list_is_malformed(tmp_path: Path) -> None:
+    make_run(tmp_path).joinpath("result.json").write_text("[]")
+    with pytest.raises(ValueError, match="is list, expected an object"):
+        collect([tmp_path])
+
+
+def test_line_separators_inside_generated_text_do_not_end_a_line(tmp_path: Path) -> None:
+    make_run(tmp_path, documents=[document(1, generated="a\u2028b\x85c"), document(2)])
+    assert [row["document"] for row in collect([tmp_path])[0].extraction] == [1, 2]
+
+
+# The summary
+
+
+def test_rows_fall_from_standard_over_hashed_and_other_masks_to_controls(tmp_path: Path) -> None:
+    make_control(tmp_path)
+    for strategy, k in (("mile", None), ("hash_table", 4), ("random", 4), ("static", 4), ("hashed", 4), ("hashed", 32)):
+        make_run(tmp_path, f"{strategy}_{k}", strategy=strategy, k=k)
+    make_standard(tmp_path)
+    order = ["standard", "hashed_32", "hashed_4", "static_4", "random_4", "hash_table_4", "mile_None", "control"]
+    assert list(summarize(collect([tmp_path]))["run"]) == order
+
+
+def test_the_csv_has_the_agreed_columns_with_whole_k_and_h_and_relative_folders(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    paths = write_report(collect([tmp_path]), tmp_path / "out", "title")
+    assert paths.csv.read_text().splitlines()[0].startswith(HEADER)
+    standard, hashed, _ = csv.DictReader(io.StringIO(paths.csv.read_text()))
+    assert (standard["k"], standard["h"], standard["seed"]) == ("", "", "0")
+    assert (hashed["k"], hashed["h"], hashed["supervised_tokens"]) == ("4", "13", "168960")
+    assert hashed["run_dir"] == "../study-hashed_k4-0"
+
+
+def test_the_control_score_comes_from_the_control_with_the_same_seed(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=1)
+    make_control(tmp_path, seed=0, rouge_l=0.1)
+    make_control(tmp_path, seed=1, rouge_l=0.2)
+    assert summarize(collect([tmp_path]))["control_rouge_l"].iloc[0] == pytest.approx(0.2)
+
+
+def test_the_control_score_is_the_mean_over_all_controls_when_no_seed_fits(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=5)
+    make_control(tmp_path, seed=0, rouge_l=0.1)
+    make_control(tmp_path, seed=1, rouge_l=0.2)
+    assert summarize(collect([tmp_path]))["control_rouge_l"].iloc[0] == pytest.approx(0.15)
+
+
+def test_the_control_score_counts_only_the_documents_that_the_run_was_given(tmp_path: Path) -> None:
+    make_run(tmp_path, documents=[document(1)])
+    make_control(tmp_path, documents=[document(1, rouge_l=0.2), document(2, rouge_l=0.9)])
+    assert summarize(collect([tmp_path]))["control_rouge_l"].iloc[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("control", [{"study": "another"}, {"documents": [document(1)]}])
+def test_a_control_of_another_study_or_of_fewer_documents_is_no_control(tmp_path: Path, control: dict[str, Any]) -> None:
+    make_run(tmp_path)
+    make_control(tmp_path, **control)
+    assert summarize(collect([tmp_path]))["control_rouge_l"].isna().all()
+
+
+def test_a_control_has_no_control_score_of_its_own(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    assert summarize(collect([tmp_path])).set_index("run")["control_rouge_l"].isna().to_dict()["control"]
+
+
+def test_seeds_and_studies_enter_a_label_only_when_names_alone_are_not_unique(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    assert list(summarize(collect([tmp_path])).index) == ["hashed_k4"]
+    make_run(tmp_path / "a", seed=1)
+    assert list(summarize(collect([tmp_path])).index) == ["hashed_k4 seed 0", "hashed_k4 seed 1"]
+    make_run(tmp_path / "a", study="other")
+    assert summarize(collect([tmp_path])).index[0] == "other/hashed_k4 seed 0"
+
+
+# What the page says
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_verdict_compares_the_standard_loss_with_k_4(tmp_path: Path) -> None:
+    make_run(tmp_path, "hashed_k32", k=32)
+    make_study(tmp_path)
+    assert (
+        '<p class="verdict">standard loss: 2 of 2 documents verbatim; hashed k=4: 0 of 2 documents verbatim, '
+        "RougeL 0.30 against 0.12 for a model that never saw them; validation loss +0.10 nats/token.</p>"
+    ) in page(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_verdict_without_a_control_says_that_it_compares_with_other_documents(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    assert "RougeL 0.30 against 0.10 on documents it never saw." in page(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_complete_study_with_three_seeds_has_no_warning(tmp_path: Path) -> None:
+    assert warnings_of(make_study(tmp_path, seeds=3)) == ""
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"study": "alone"}, "No control run, trained without the same injected documents, for odd."),
+        ({"tokens": {"input": 56320, "supervised": 1}}, "unequal numbers of input tokens, 56,320 to 225,280"),
+        (
+            {"exposures": {"planned": 960, "seen": 900}},
+            "odd: 960 exposures of injected documents were planned, 900 seen",
+        ),
+        ({"environment": {"commit": "other"}}, "Commits differ between runs"),
+        ({"environment": {"dirty": True}}, "The code had uncommitted changes in odd."),
+        ({"environment": {"gpus": ["H100"]}}, "Hardware differs between runs"),
+        ({"environment": {"versions": {"torch": "2.8.0"}}}, "Python or library versions differ between runs"),
+        ({"val_loss": float("nan")}, "RougeL or validation loss is missing or not finite in odd."),
+        ({}, "Fewer than 3 seeds, so differences may be chance: standard (1), hashed k=4 (1), static k=4 (1)."),
+    ],
+)
+def test_a_warning_names_what_makes_runs_hard_to_compare(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    make_study(tmp_path)
+    make_run(tmp_path, "odd", strategy="static", **change)
+    assert expected in warnings_of(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_lists_exactly_the_config_keys_that_differ(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", config={"mask": {"k": 4, "h": 13}, "data": {"repeats": 60}})
+    make_run(tmp_path, "b", config={"mask": {"k": 8, "h": 13}, "data": {"repeats": 60, "extra": [1]}})
+    rows = re.findall(r'<tr><td class="key">(.*?)</td><td class="key">(.*?)</td><td class="key">(.*?)</td>', page(tmp_path))
+    assert rows == [("mask.k", "4", "8"), ("data.extra", "—", "[1]")]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_document_shows_its_first_wrong_token_and_its_dropped_tokens(tmp_path: Path) -> None:
+    make_run(tmp_path, documents=[document(1, right=2)])
+    html = page(tmp_path)
+    assert '<span class="same"> the bell</span><mark> wrong</mark><span class="after"> wrong</span>' in html
+    assert '<span class="kept"> the bell</span><span class="dropped"> rang</span><span class="kept"> twice</span>' in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_wrong_token_of_white_space_can_be_seen(tmp_path: Path) -> None:
+    make_run(tmp_path, documents=[document(1, right=3, pieces=[*TRUE[:3], "\n"])])
+    assert "<mark>⏎</mark>" in page(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_document_that_came_back_whole_has_no_wrong_token(tmp_path: Path) -> None:
+    make_standard(tmp_path)
+    assert "<mark>" not in page(tmp_path).split("<details>")[1]
+
+
+# What must never happen
+
+
+def test_text_of_a_run_cannot_become_markup_or_formulas(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script> $\\frac{$ \x01 [red]"
+    make_run(tmp_path, evil, arm=evil, documents=[document(evil, prefix=evil, pieces=[" the", evil])], config={evil: evil})
+    make_run(tmp_path, "other", strategy=evil, environment={"command": evil, "cpu": evil})
+    assert "<script>alert" not in page(tmp_path)
+    for drawing in (tmp_path / "out" / "figures").iterdir():
+        xml.etree.ElementTree.parse(drawing)  # also finds characters that XML forbids
+    console = Console(file=io.StringIO(), width=200)
+    frame = summarize(collect([tmp_path]))
+    print_summary(frame, write_report(collect([tmp_path]), tmp_path, "title"), console)
+    assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_page_loads_nothing_from_anywhere(tmp_path: Path) -> None:
+    html = page(make_study(tmp_path))
+    assert html.count("<svg") == len(figures.NAMES)
+    assert "default-src 'none'" in html
+    assert not re.search(r"\bsrc=|<link|@import|url\((?!#)|href=\"(?!#)", html)
+
+
+def test_the_same_runs_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
+    runs = collect([make_study(tmp_path, seeds=2)])
+    write_report(runs, tmp_path / "first", "title")
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5}):  # a personal matplotlibrc
+        write_report(runs[::-1], tmp_path / "second", "title")
+        assert matplotlib.rcParams["font.size"] == 20
+    files = [file.relative_to(tmp_path / "first") for file in (tmp_path / "first").rglob("*.*")]
+    assert len(files) == 2 + len(figures.NAMES)
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_a_report_that_fails_while_writing_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = page(make_study(tmp_path))
+    runs = collect([tmp_path])
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(runs, tmp_path / "out", "another title")
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == old
+    assert not [file for file in (tmp_path / "out").rglob(".*")]
+
+
+# Figures
+
+
+def test_figures_without_data_are_left_out_and_an_earlier_one_is_removed(tmp_path: Path) -> None:
+    page(make_study(tmp_path))
+    for folder in tmp_path.glob("study-*"):
+        (folder / "metrics.csv").unlink()
+    (tmp_path / "study-hashed_k4-0" / "result.json").unlink()
+    (tmp_path / "out" / "figures" / "mine.svg").write_text("<svg/>")
+    page(tmp_path)
+    left = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
+    assert left == {"rouge_l_histograms", "memorization_against_validation_loss", "mine"}
+
+
+@pytest.mark.parametrize("make", [make_control, make_standard, make_run])
+def test_a_study_of_a_single_run_of_any_kind_has_a_report(tmp_path: Path, make: Any) -> None:
+    make(tmp_path)
+    assert "<h1>title</h1>" in page(tmp_path)
+
+
+def test_the_standard_loss_stands_right_of_every_k_and_the_control_is_a_line(tmp_path: Path) -> None:
+    make_run(tmp_path, "hashed_k128", k=128, rouge_l=0.9)
+    frame = summarize(collect([make_study(tmp_path)]))
+    figure = figures.memorization_against_k(frame)
+    assert figure is not None
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert list(lines["hashed"].get_xdata()) == [2, 7]
+    assert list(lines["hashed"].get_ydata()) == [0.3, 0.9]
+    assert min(lines["standard"].get_xdata()) > 7
+    assert set(lines["control: never saw these documents"].get_ydata()) == {0.12}
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["4", "128", "∞\nstandard"]
+
+
+def test_names_in_the_scatter_never_cover_each_other(tmp_path: Path) -> None:
+    for index in range(12):
+        make_run(tmp_path, f"arm_number_{index}", arm=f"arm_number_{index}", val_loss=5.3 + 0.001 * (index % 4))
+    figure = figures.memorization_against_validation_loss(summarize(collect([tmp_path])))
+    assert figure is not None
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == 12
+    assert not any(box.count_overlaps(boxes[:index]) for index, box in enumerate(boxes))
+
+
+def test_long_logs_are_averaged_down_to_a_few_hundred_points() -> None:
+    table = pd.DataFrame({"step": range(10_000), "train/loss_kept": [1.0, 3.0] * 5_000})
+    figure = figures.training_curves({"run": table})
+    assert figure is not None
+    (line,) = figure.axes[0].get_lines()
+    assert 100 <= len(line.get_xdata()) <= 150
+    assert list(line.get_ydata()) == pytest.approx([2.0] * len(line.get_ydata()), abs=0.1)
+
+
+# The command
+
+
+def test_the_command_writes_into_its_only_folder_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_study(tmp_path / "logs")
+    (folder / "crashed").mkdir()
+    (folder / "crashed" / "config.yaml").write_text("{}")
+    assert main([str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-2:] == [str(folder / "summary.csv"), str(folder / "report.html")]
+    assert "hashed_k4" in printed.out
+    assert str(folder / "crashed") in printed.err
+    assert "<h1>study</h1>" in (folder / "report.html").read_text()
+
+
+def test_the_command_wants_to_know_where_to_write_when_given_several_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    with pytest.raises(SystemExit):
+        main([str(a), str(b)])
+    assert "--out DIR" in capsys.readouterr().err
+    assert main([str(a), str(b), "--out", str(tmp_path / "out"), "--title", "both"]) == 0
+    assert "<h1>both</h1>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_command_fails_with_a_message_when_nothing_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "no finished run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_starts_without_torch_lightning_or_pyplot(tmp_path: Path) -> None:
+    program = "import sys; from goldfish.cli.report import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", program, str(make_study(tmp_path))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    loaded = set(printed.splitlines()[-1].split())
+    assert "goldfish.runs.figures" in loaded
+    assert not loaded & {"torch", "lightning", "matplotlib.pyplot"}
