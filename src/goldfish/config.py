@@ -78,7 +78,9 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: no value yet; type {where}=...")
         return None
     if not _is_plain(hint):
-        problems.append(f"{where}={value!r}: wanted one of the files of conf/{where.replace('.', '/')}/, for example {where}=NAME")
+        problems.append(
+            f"{where}={value!r}: wanted one of the files of conf/{where.replace('.', '/')}/, for example {where}=NAME"
+        )
         return None
     try:
         return TypeAdapter(hint).validate_python(value, strict=True)
@@ -112,7 +114,9 @@ def _is_plain(hint: Any) -> bool:
     origin = get_origin(hint)
     if origin in (list, dict, tuple, typing.Literal):
         return True
-    return origin in (typing.Union, types.UnionType) and any(_is_plain(part) and part is not type(None) for part in get_args(hint))
+    return origin in (typing.Union, types.UnionType) and any(
+        _is_plain(part) and part is not type(None) for part in get_args(hint)
+    )
 
 
 def _name(hint: Any) -> str:

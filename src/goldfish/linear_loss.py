@@ -18,7 +18,9 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor)
     Zero tokens give zero. Raises ValueError if shapes do not fit.
     """
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
-        raise ValueError(f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}")
+        raise ValueError(
+            f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}"
+        )
     if target_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"target_N: wanted shape {tuple(hidden_ND.shape[:1])}, got {tuple(target_N.shape)}")
     loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N)
@@ -45,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_CV.scatter_add_(1, target_C1, torch.full_like(target_logit_C1, -1.0))
             grad_CV = grad_CV.to(weight_VD.dtype)
             if grad_hidden_ND is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[start : start + CHUNK])
+                grad_hidden_ND[start : start + CHUNK] = grad_CV @ weight_VD
             if grad_weight_VD is not None:
                 if weight_VD.dtype == torch.float32:
                     grad_weight_VD.addmm_(grad_CV.T, hidden_CD)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,7 +39,7 @@ class LlamaFromConfig:
         if heads % (kv_heads or heads):
             raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}")
         self.max_length: int | None = max_length
-        self._config = dict(
+        self._config: dict[str, Any] = dict(
             hidden_size=hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -48,18 +48,13 @@ class LlamaFromConfig:
             tie_word_embeddings=tie_embeddings,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
             max_position_embeddings=max_length,
+            attn_implementation="sdpa",
         )
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
         """Return the model on the CPU in float32, its weights a function of `seed`."""
-        config = LlamaConfig(
-            **self._config,
-            vocab_size=vocab_size,
-            bos_token_id=separator_id,
-            eos_token_id=separator_id,
-            pad_token_id=None,
-            attn_implementation="sdpa",
-        )
+        ids: dict[str, Any] = dict(bos_token_id=separator_id, eos_token_id=separator_id, pad_token_id=None)
+        config = LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return LlamaForCausalLM(config)
@@ -74,7 +69,9 @@ class LlamaFromPretrained:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
-            raise ValueError(f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained")
+            raise ValueError(
+                f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+            )
         config = json.loads((self.path / "config.json").read_text())
         if config.get("model_type") != "llama":
             raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")

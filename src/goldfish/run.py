@@ -55,14 +55,18 @@ class Job:
                 f"type data.injection.document_tokens={evaluation.tokens} or lower those"
             )
         if model.max_length is not None and data.sequence_length > model.max_length:
-            raise ValueError(f"data.sequence_length={data.sequence_length}: the model reads at most {model.max_length} tokens")
+            raise ValueError(
+                f"data.sequence_length={data.sequence_length}: the model reads at most {model.max_length} tokens"
+            )
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt
         self.study, self.arm = study, arm
 
 
-def run(config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False) -> None:
+def run(
+    config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
+) -> None:
     """Prepare, train, evaluate, and write result.json last. Raises `Interrupted` once stopped and saved."""
     started = time.perf_counter()
     record = RunDirectory(run_dir)
@@ -93,13 +97,18 @@ def run(config: dict[str, Any], run_dir: Path, command: str, stop_requested: Cal
         Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
         Memorization(prepared, job.evaluation, job.trainer.memorization_every),
         StopOnSignal(stop_requested, str(record.checkpoint)),
-        ModelCheckpoint(record.checkpoint.parent, "last", every_n_train_steps=job.trainer.checkpoint_every, enable_version_counter=False),
+        ModelCheckpoint(
+            record.checkpoint.parent,
+            "last",
+            every_n_train_steps=job.trainer.checkpoint_every,
+            enable_version_counter=False,
+        ),
     ]
     trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
     trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job.ckpt, record), weights_only=True)
     seconds_training = time.perf_counter() - started - seconds_preparing
     say("validating")
-    (validation,) = trainer.validate(module, datamodule=job.data, verbose=False)
+    trainer.validate(module, datamodule=job.data, verbose=False)
     exposures = ledger.gather(trainer)
     if not trainer.is_global_zero:
         return
@@ -135,7 +144,7 @@ def run(config: dict[str, Any], run_dir: Path, command: str, stop_requested: Cal
             "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
             "control": job.data.injection.repeats == 0,
             "parameters": count_parameters(model),
-            "metrics": {**summarize(rows), "val_loss": validation["val/loss"]},
+            "metrics": {**summarize(rows), "val_loss": trainer.callback_metrics["val/loss"].item()},
             "tokens": {
                 "input": steps * job.data.batch_size * job.data.sequence_length,
                 "supervised": int(module.supervised_tokens),

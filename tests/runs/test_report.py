@@ -30,7 +30,9 @@ HEADER = (
 TRUE = [" the", " bell", " rang", " twice"]
 
 
-def document(name: int | str, split: str = "injected", right: int = 1, rouge_l: float = 0.3, **more: Any) -> dict[str, Any]:
+def document(
+    name: int | str, split: str = "injected", right: int = 1, rouge_l: float = 0.3, **more: Any
+) -> dict[str, Any]:
     """Return one line of extraction.jsonl whose first `right` of four generated tokens are right."""
     pieces = TRUE[:right] + [" wrong"] * (4 - right)
     return {
@@ -240,7 +242,9 @@ def test_the_control_score_counts_only_the_documents_that_the_run_was_given(tmp_
 
 
 @pytest.mark.parametrize("control", [{"study": "another"}, {"documents": [document(1)]}])
-def test_a_control_of_another_study_or_of_fewer_documents_is_no_control(tmp_path: Path, control: dict[str, Any]) -> None:
+def test_a_control_of_another_study_or_of_fewer_documents_is_no_control(
+    tmp_path: Path, control: dict[str, Any]
+) -> None:
     make_run(tmp_path)
     make_control(tmp_path, **control)
     assert summarize(collect([tmp_path]))["control_rouge_l"].isna().all()
@@ -312,7 +316,9 @@ def test_a_warning_names_what_makes_runs_hard_to_compare(tmp_path: Path, change:
 def test_the_page_lists_exactly_the_config_keys_that_differ(tmp_path: Path) -> None:
     make_run(tmp_path, "a", config={"mask": {"k": 4, "h": 13}, "data": {"repeats": 60}})
     make_run(tmp_path, "b", config={"mask": {"k": 8, "h": 13}, "data": {"repeats": 60, "extra": [1]}})
-    rows = re.findall(r'<tr><td class="key">(.*?)</td><td class="key">(.*?)</td><td class="key">(.*?)</td>', page(tmp_path))
+    rows = re.findall(
+        r'<tr><td class="key">(.*?)</td><td class="key">(.*?)</td><td class="key">(.*?)</td>', page(tmp_path)
+    )
     assert rows == [("mask.k", "4", "8"), ("data.extra", "—", "[1]")]
 
 
@@ -321,7 +327,9 @@ def test_a_document_shows_its_first_wrong_token_and_its_dropped_tokens(tmp_path:
     make_run(tmp_path, documents=[document(1, right=2)])
     html = page(tmp_path)
     assert '<span class="same"> the bell</span><mark> wrong</mark><span class="after"> wrong</span>' in html
-    assert '<span class="kept"> the bell</span><span class="dropped"> rang</span><span class="kept"> twice</span>' in html
+    assert (
+        '<span class="kept"> the bell</span><span class="dropped"> rang</span><span class="kept"> twice</span>' in html
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -340,8 +348,10 @@ def test_a_document_that_came_back_whole_has_no_wrong_token(tmp_path: Path) -> N
 
 
 def test_text_of_a_run_cannot_become_markup_or_formulas(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script> $\\frac{$ \x01 [red]"
-    make_run(tmp_path, evil, arm=evil, documents=[document(evil, prefix=evil, pieces=[" the", evil])], config={evil: evil})
+    evil = "$\\frac{$ \x01 <script>alert(1)</script> [red]"
+    make_run(
+        tmp_path, evil, arm=evil, documents=[document(evil, prefix=evil, pieces=[" the", evil])], config={evil: evil}
+    )
     make_run(tmp_path, "other", strategy=evil, environment={"command": evil, "cpu": evil})
     assert "<script>alert" not in page(tmp_path)
     for drawing in (tmp_path / "out" / "figures").iterdir():
@@ -371,12 +381,18 @@ def test_the_same_runs_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
 
-def test_a_report_that_fails_while_writing_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_fails_while_writing_leaves_the_old_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = page(make_study(tmp_path))
     runs = collect([tmp_path])
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if target.name == "report.html":
+            raise OSError("disk full")
+        replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
@@ -441,7 +457,9 @@ def test_long_logs_are_averaged_down_to_a_few_hundred_points() -> None:
 # The command
 
 
-def test_the_command_writes_into_its_only_folder_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_into_its_only_folder_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_study(tmp_path / "logs")
     (folder / "crashed").mkdir()
     (folder / "crashed" / "config.yaml").write_text("{}")
@@ -464,7 +482,9 @@ def test_the_command_wants_to_know_where_to_write_when_given_several_folders(
     assert "<h1>both</h1>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_command_fails_with_a_message_when_nothing_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails_with_a_message_when_nothing_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path)]) == 1
     assert "no finished run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,11 @@ def _reason(error: BaseException) -> str:
     """The message, with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key and cause.parent_node is not None:
+        if (
+            isinstance(cause, ConfigAttributeError | ConfigKeyError)
+            and cause.full_key
+            and cause.parent_node is not None
+        ):
             keys = [str(key) for key in cause.parent_node.keys() if key != "_target_"]  # noqa: SIM118 (an OmegaConf node)
             close = difflib.get_close_matches(str(cause.key), keys, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ";"

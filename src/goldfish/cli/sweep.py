@@ -49,7 +49,9 @@ def run_sweep(
     run_dirs = {run_dir_of(config): job for job, config in zip(jobs, configs, strict=True)}
     todo = {path: job for path, job in run_dirs.items() if not RunDirectory(path).finished}
     study = next(iter(run_dirs)).parent
-    console.print(f"{len(run_dirs)} runs in {study}, {len(run_dirs) - len(todo)} of them finished already", highlight=False)
+    console.print(
+        f"{len(run_dirs)} runs in {study}, {len(run_dirs) - len(todo)} of them finished already", highlight=False
+    )
     outcomes: Sequence[Outcome] = []
     if todo:
         with Watch({path: path.name for path in todo}, console):
@@ -59,9 +61,13 @@ def run_sweep(
     if finished:
         _report(finished, study, console)
     for outcome in failed:
-        console.print(f"\n{outcome.state}: {outcome.run_dir}\n{outcome.error}", style="red", markup=False, highlight=False)
+        console.print(
+            f"\n{outcome.state}: {outcome.run_dir}\n{outcome.error}", style="red", markup=False, highlight=False
+        )
     if failed:
-        console.print(f"\n{len(failed)} of {len(run_dirs)} runs did not finish. To run just these again, type:", highlight=False)
+        console.print(
+            f"\n{len(failed)} of {len(run_dirs)} runs did not finish. To run just these again, type:", highlight=False
+        )
         console.print(shlex.join(["goldfish-train", *_arguments()]), markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
@@ -79,7 +85,10 @@ def _check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]]) -> None
                 problems.setdefault(problem, []).append(shlex.join(job))
     if problems:
         raise ConfigError(
-            [f"{problem}\n  in {where[0]}" + (f" and {len(where) - 1} more" * (len(where) > 1)) for problem, where in problems.items()]
+            [
+                f"{problem}\n  in {where[0]}" + (f" and {len(where) - 1} more" * (len(where) > 1))
+                for problem, where in problems.items()
+            ]
         )
 
 

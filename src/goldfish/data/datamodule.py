@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from goldfish.data.corpus import Corpus
 from goldfish.data.injection import Injection, Plan
@@ -57,7 +57,12 @@ class InjectedData(pl.LightningDataModule):
             )
         self.corpus, self.tokenizer_source, self.injection = corpus, tokenizer, injection
         self.sequence_length, self.batch_size, self.validation_tokens = sequence_length, batch_size, validation_tokens
-        self.validation_share, self.workers, self.seed, self.cache_dir = validation_share, workers, seed, Path(cache_dir)
+        self.validation_share, self.workers, self.seed, self.cache_dir = (
+            validation_share,
+            workers,
+            seed,
+            Path(cache_dir),
+        )
         self.steps = tokens // (sequence_length * batch_size)  # whole batches only: every step has the same size
         self.plan = Plan(
             rows=self.steps * batch_size,
@@ -80,7 +85,9 @@ class InjectedData(pl.LightningDataModule):
     def prepare(self, say: Any = lambda message: None) -> Prepared:
         """Read, tokenize and pack what is not cached yet; `say` is told what is going on."""
         if not hasattr(self, "prepared"):
-            self.prepared = prepare(self.corpus, self.tokenizer_source, self.injection, self.validation_share, self.cache_dir, say)
+            self.prepared = prepare(
+                self.corpus, self.tokenizer_source, self.injection, self.validation_share, self.cache_dir, say
+            )
         return self.prepared
 
     @property
@@ -105,7 +112,7 @@ class InjectedData(pl.LightningDataModule):
         """Unmasked validation rows, split over the devices."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows = validation_rows(self.prepared.validation, self.sequence_length, self.validation_tokens)
-        return DataLoader(list(rows)[rank::world], batch_size=max(1, 4096 // self.sequence_length))
+        return DataLoader(TensorDataset(rows[rank::world]), batch_size=max(1, 4096 // self.sequence_length))
 
 
 class TrainingRows(Dataset[dict[str, Tensor]]):

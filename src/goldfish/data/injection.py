@@ -39,26 +39,40 @@ class Injection:
         if not 0 < held_out < 1:
             raise ValueError(f"held_out={held_out}: a share of the corpus's groups, more than 0 and less than 1")
         if path is not None and not Path(path).is_file():
-            raise ValueError(f"path={path!r}: no such file; give a JSONL file with an object {{'id': ..., 'text': ...}} a line")
+            raise ValueError(
+                f"path={path!r}: no such file; give a JSONL file with an object {{'id': ..., 'text': ...}} a line"
+            )
         self.documents, self.never_seen, self.repeats = documents, never_seen, repeats
         self.document_tokens, self.path, self.held_out, self.seed = document_tokens, path, held_out, seed
 
-    def from_file(self) -> list[tuple[str, str]]:
-        """The (id, text) pairs of `path`; ValueError names the line that is not one."""
-        assert self.path is not None
-        pairs: dict[str, str] = {}
-        for number, line in enumerate(Path(self.path).read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                name, text = str(entry["id"]), entry["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path}, line {number}: wanted {{'id': ..., 'text': ...}}, got {line[:60]!r}") from error
-            if name in pairs:
-                raise ValueError(f"{self.path}, line {number}: the id {name!r} stands twice")
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{self.path}, line {number}: document {name!r} has no text")
-            pairs[name] = text
-        return list(pairs.items())
+
+class Entry(NamedTuple):
+    """A line of a documents file; `split` is "injected" or "never_seen"."""
+
+    id: str
+    text: str
+    split: str
+
+
+def read_documents(path: Path) -> list[Entry]:
+    """The documents of a JSONL file of {"id", "text"} and maybe "split" a line; ValueError names the line that is wrong."""
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            given = json.loads(line)
+            entry = Entry(str(given["id"]), given["text"], given.get("split", "injected"))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{path}, line {number}: wanted {{"id": ..., "text": ...}}, got {line[:60]!r}') from error
+        if not isinstance(entry.text, str) or not entry.text.strip():
+            raise ValueError(f"{path}, line {number}: document {entry.id!r} has no text")
+        if entry.split not in ("injected", "never_seen"):
+            raise ValueError(f'{path}, line {number}: split {entry.split!r}; allowed are "injected" and "never_seen"')
+        if entry.id in entries:
+            raise ValueError(f"{path}, line {number}: the id {entry.id!r} stands twice")
+        entries[entry.id] = entry
+    if not entries:
+        raise ValueError(f"{path}: holds no documents")
+    return list(entries.values())
 
 
 class Row(NamedTuple):
@@ -76,7 +90,9 @@ class Plan:
     offset drawn uniformly; all others are background. The same arguments give the same plan in every process.
     """
 
-    def __init__(self, rows: int, sequence_length: int, documents: int, document_tokens: int, repeats: int, seed: int) -> None:
+    def __init__(
+        self, rows: int, sequence_length: int, documents: int, document_tokens: int, repeats: int, seed: int
+    ) -> None:
         if document_tokens + 2 > sequence_length:
             raise ValueError(
                 f"data.injection.document_tokens={document_tokens}: a row of data.sequence_length={sequence_length} holds a document and "

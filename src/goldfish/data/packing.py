@@ -15,7 +15,7 @@ from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from goldfish.data.corpus import Corpus, Document
-from goldfish.data.injection import Injection, ngram_hashes
+from goldfish.data.injection import Injection, ngram_hashes, read_documents
 from goldfish.data.tokenizer import TokenizerSource, encode, separator_id
 
 FORMAT = 1  # raise it when the same settings give other files
@@ -87,7 +87,14 @@ def _cache_key(corpus: Corpus, tokenizer_source: TokenizerSource, injection: Inj
         FORMAT,
         corpus.fingerprint(),
         tokenizer_source.fingerprint(),
-        [injection.documents, injection.never_seen, injection.document_tokens, file, injection.held_out, injection.seed],
+        [
+            injection.documents,
+            injection.never_seen,
+            injection.document_tokens,
+            file,
+            injection.held_out,
+            injection.seed,
+        ],
         validation_share,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -131,7 +138,9 @@ def _write(
             raise ValueError(f"data.corpus: no {name} text is left beside the injected documents; give a larger corpus")
     chosen = _choose(candidates, candidate_ids, overlap, injection, tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "meta.json").write_text(json.dumps({"dtype": dtype.name, "documents": [asdict(document) for document in chosen]}))
+    (folder / "meta.json").write_text(
+        json.dumps({"dtype": dtype.name, "documents": [asdict(document) for document in chosen]})
+    )
 
 
 def _split(
@@ -160,7 +169,7 @@ def _split(
         rank = part[document.group]
         parts[2 if rank < held_out else 1 if rank < held_out + validation else 0].append(document)
     if injection.path is not None:
-        parts[2].extend(Document(name, name, text) for name, text in injection.from_file())
+        parts[2].extend(Document(entry.id, entry.id, entry.text) for entry in read_documents(Path(injection.path)))
     return parts
 
 
@@ -170,7 +179,9 @@ def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) 
         yield from encode(tokenizer, batch)
 
 
-def _candidates(documents: list[Document], injection: Injection, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+def _candidates(
+    documents: list[Document], injection: Injection, tokenizer: PreTrainedTokenizerBase
+) -> dict[int, list[int]]:
     """The first `document_tokens` ids of each document that has so many, by its place in `documents`."""
     length = injection.document_tokens
     found: dict[int, list[int]] = {}
@@ -194,14 +205,18 @@ class _Overlap:
         merged = np.concatenate([np.empty(0, dtype=np.uint64), *hashes.values()])
         order = np.argsort(merged, kind="stable")
         self._sorted = merged[order]
-        self._owner = np.concatenate([np.empty(0, dtype=np.int64), *(np.full(len(h), place) for place, h in hashes.items())])[order]
+        self._owner = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(np.full(len(h), place) for place, h in hashes.items())]
+        )[order]
         self.marked: set[int] = set()
 
     def mark(self, ids: list[int]) -> bool:
         """Mark the candidates that `ids` overlaps; whether there were any."""
         text = np.unique(ngram_hashes(np.array(ids), OVERLAP))
         low, high = np.searchsorted(self._sorted, text, "left"), np.searchsorted(self._sorted, text, "right")
-        owners = {int(self._owner[i]) for start, end in zip(low, high, strict=True) if start < end for i in range(start, end)}
+        owners = {
+            int(self._owner[i]) for start, end in zip(low, high, strict=True) if start < end for i in range(start, end)
+        }
         self.marked |= owners
         return bool(owners)
 
@@ -237,7 +252,7 @@ def _choose(
             id=documents[place].id,
             split="injected" if rank < injection.documents else "never_seen",
             ids=candidate_ids[place],
-            text=tokenizer.decode(candidate_ids[place]),
+            text=str(tokenizer.decode(candidate_ids[place])),
         )
         for rank, place in enumerate(chosen)
     ]

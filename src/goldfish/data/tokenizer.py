@@ -24,7 +24,9 @@ class TrainedBPE:
 
     def __init__(self, vocab_size: int = 2048) -> None:
         if vocab_size < 257:
-            raise ValueError(f"vocab_size={vocab_size}: a byte-level BPE needs at least 257 (256 bytes and the separator)")
+            raise ValueError(
+                f"vocab_size={vocab_size}: a byte-level BPE needs at least 257 (256 bytes and the separator)"
+            )
         self.vocab_size = vocab_size
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -41,7 +43,7 @@ class TrainedBPE:
 
 
 class Pretrained:
-    """A tokenizer from a Hugging Face folder. Its eos token (or bos, if it has none) separates documents."""
+    """A tokenizer from a Hugging Face folder. Its bos token (or eos, if it has none) begins every document."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -52,24 +54,29 @@ class Pretrained:
         """Load it; `texts` are not read."""
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-            raise ValueError(f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with")
+            raise ValueError(
+                f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with"
+            )
         return tokenizer
 
     def fingerprint(self) -> str:
         """A hash of the folder's tokenizer files."""
         digest = hashlib.sha256()
-        for path in sorted(self.path.glob("*token*")) + sorted(self.path.glob("*.model")) + sorted(self.path.glob("vocab*")):
+        for path in (
+            sorted(self.path.glob("*token*")) + sorted(self.path.glob("*.model")) + sorted(self.path.glob("vocab*"))
+        ):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"pretrained-{digest.hexdigest()}"
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the token that begins every document, in training and in the prompts of the evaluation."""
-    token = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    return int(token)
+    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without any special token."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     return ids

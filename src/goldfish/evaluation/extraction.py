@@ -3,8 +3,8 @@
 Shapes: N documents, P prefix tokens, S suffix tokens.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from rapidfuzz.distance import LCSseq
@@ -23,7 +23,11 @@ class Extraction:
     """
 
     def __init__(self, prefix_tokens: int = 64, suffix_tokens: int = 64, batch_size: int = 64) -> None:
-        for name, value in [("prefix_tokens", prefix_tokens), ("suffix_tokens", suffix_tokens), ("batch_size", batch_size)]:
+        for name, value in [
+            ("prefix_tokens", prefix_tokens),
+            ("suffix_tokens", suffix_tokens),
+            ("batch_size", batch_size),
+        ]:
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.prefix_tokens, self.suffix_tokens, self.batch_size = prefix_tokens, suffix_tokens, batch_size
@@ -53,12 +57,13 @@ def extract(
     exposures: dict[str, int],
     settings: Extraction,
     mask: Mask,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """Return for each document what the model continued its prefix with, and how near that is to its true suffix.
 
     `rouge_l`: F measure of the longest common subsequence of TOKENS; `longest_prefix`: tokens right from the start;
     `kept`: the fate of each true suffix token under `mask`, as in training (what a mask by position does depends on
-    where the document landed, so only masks of the text say something here).
+    where the document landed, so only masks of the text say something here). `progress` is told how many are done.
     """
     ids_NT = settings.prompts(documents, separator_id)
     start = 1 + settings.prefix_tokens
@@ -83,6 +88,7 @@ def extract(
                     "kept": kept_NS[low + index].tolist(),
                 }
             )
+        progress(len(rows))
     return rows
 
 
@@ -102,13 +108,13 @@ def compare(true: Sequence[int], made: Sequence[int]) -> dict[str, Any]:
 def greedy(model: LlamaForCausalLM, prompt_NP: Tensor, new_tokens: int) -> Tensor:
     """The `new_tokens` most likely tokens after each prompt, one by one: ids_NS on the CPU. No token ends it early."""
     prompt_NP = prompt_NP.to(model.device)
-    config = model.generation_config
-    config.eos_token_id = None
-    out = model.generate(
+    decode = cast(Any, model).generate
+    out = decode(
         prompt_NP,
         attention_mask=torch.ones_like(prompt_NP),
         do_sample=False,
         max_new_tokens=new_tokens,
+        eos_token_id=None,
         pad_token_id=0,
     )
     made: Tensor = out[:, prompt_NP.shape[1] :].cpu()

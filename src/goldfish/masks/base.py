@@ -49,7 +49,12 @@ def checked_seed(seed: int) -> int:
 
 def checked_ids(ids_BT: Tensor) -> Tensor:
     """`ids_BT` if it is a (B, T) tensor of integers; TypeError or ValueError else."""
-    if not isinstance(ids_BT, Tensor) or ids_BT.is_floating_point() or ids_BT.is_complex() or ids_BT.dtype == torch.bool:
+    if (
+        not isinstance(ids_BT, Tensor)
+        or ids_BT.is_floating_point()
+        or ids_BT.is_complex()
+        or ids_BT.dtype == torch.bool
+    ):
         given = ids_BT.dtype if isinstance(ids_BT, Tensor) else type(ids_BT).__name__
         raise TypeError(f"ids_BT: token ids are a tensor of integers (torch.int64 or int32), got {given}")
     if ids_BT.ndim != 2:

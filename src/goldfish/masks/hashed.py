@@ -42,7 +42,9 @@ class Hashed:
     ) -> None:
         self.k, self.h, self.seed = checked_k(k), checked_h(h), checked_seed(seed)
         if context not in ("preceding", "inclusive"):
-            raise ValueError(f"context={context!r}: allowed are 'preceding' (the paper) and 'inclusive' (the released code)")
+            raise ValueError(
+                f"context={context!r}: allowed are 'preceding' (the paper) and 'inclusive' (the released code)"
+            )
         if first_tokens not in ("keep", "shorter"):
             raise ValueError(f"first_tokens={first_tokens!r}: allowed are 'keep' and 'shorter'")
         self.context, self.first_tokens = context, first_tokens

@@ -142,7 +142,9 @@ def memorization_against_k(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def rouge_l_histograms(frame: pd.DataFrame, scores: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure | None:
+def rouge_l_histograms(
+    frame: pd.DataFrame, scores: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure | None:
     """Draw each run's RougeL histogram over the outline of its reference, one row a run; None without scores."""
     labels = [label for label in frame.index[~frame["control"]] if scores[label][0]]
     if not labels:
@@ -155,7 +157,7 @@ def rouge_l_histograms(frame: pd.DataFrame, scores: Mapping[str, tuple[Sequence[
     edges = np.linspace(0, 1, 26)
     for axes, label in zip(rows, labels, strict=True):
         run, reference = scores[label]
-        color = _look(kind(frame.at[label, "strategy"], frame.at[label, "control"]))[0]
+        color = _look(kind(str(frame.at[label, "strategy"]), False))[0]
         note = f"mean {np.mean(run):.2f}"
         if reference:
             outline = np.histogram(reference, edges)[0] / len(reference)
@@ -186,7 +188,7 @@ def memorization_against_validation_loss(frame: pd.DataFrame) -> Figure | None:
         axes.plot(*point, color=color, marker=marker, markersize=8, linestyle="none")
         if len(seeds) > 1:
             _seeds(axes, seeds["val_loss"], seeds["rouge_l"], color, marker)
-        points.append((*point, _short(name)))
+        points.append((*point, _short(str(name))))
     axes.set(xlabel="validation loss (nats/token)", ylabel="RougeL on injected documents (0 to 1)", ylim=(-0.04, 1.16))
     axes.margins(x=0.12)
     _label(figure, axes, points, frame[["val_loss", "rouge_l"]].to_numpy())

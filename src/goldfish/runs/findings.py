@@ -43,9 +43,11 @@ def warnings(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
     trained = frame[~frame["control"]]
     if missing := list(trained.index[trained["control_rouge_l"].isna()]):
         yield f"No control run, trained without the same injected documents, for {_list(missing)}."
-    seeds = trained.assign(name=[figures.arm_name(row) for _, row in trained.iterrows()])
-    counts = seeds.groupby(["study", "name"], sort=False)["seed"].nunique()
-    if few := [f"{name} ({count})" for (_, name), count in counts.items() if count < _ENOUGH_SEEDS]:
+    arms = trained.assign(name=[figures.arm_name(row) for _, row in trained.iterrows()]).groupby(
+        ["study", "name"], sort=False
+    )
+    counts = [(name, rows["seed"].nunique()) for (_, name), rows in arms]
+    if few := [f"{name} ({count})" for name, count in counts if count < _ENOUGH_SEEDS]:
         yield f"Fewer than {_ENOUGH_SEEDS} seeds, so differences may be chance: {_list(few)}."
     low, high = frame["input_tokens"].min(), frame["input_tokens"].max()
     if low < high:
@@ -59,7 +61,9 @@ def warnings(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
             yield f"{what} between runs; see the table of hardware and versions."
     if dirty := [label for label, run in runs.items() if run.environment["dirty"]]:
         yield f"The code had uncommitted changes in {_list(dirty)}."
-    if unmeasured := [label for label, row in frame.iterrows() if not math.isfinite(row["rouge_l"] + row["val_loss"])]:
+    if unmeasured := [
+        str(label) for label, row in frame.iterrows() if not math.isfinite(row["rouge_l"] + row["val_loss"])
+    ]:
         yield f"RougeL or validation loss is missing or not finite in {_list(unmeasured)}."
 
 

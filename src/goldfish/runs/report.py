@@ -18,6 +18,7 @@ from rich.text import Text
 
 from goldfish.runs import figures, findings
 from goldfish.runs.finished import Run, collect, unfinished
+from goldfish.runs.record import write_atomically
 
 __all__ = ["COLUMNS", "ReportPaths", "Run", "collect", "print_summary", "summarize", "unfinished", "write_report"]
 
@@ -90,10 +91,10 @@ def write_report(runs: Sequence[Run], out_dir: Path, title: str) -> ReportPaths:
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
     for name in figures.NAMES:
         if name in drawings:
-            _write(out_dir / "figures" / f"{name}.svg", drawings[name])
+            write_atomically(out_dir / "figures" / f"{name}.svg", drawings[name])
         else:
             (out_dir / "figures" / f"{name}.svg").unlink(missing_ok=True)  # an earlier report's, now untrue
-    _write(paths.csv, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_atomically(paths.csv, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # names, configs and generated text may be anyone's
@@ -113,7 +114,7 @@ def write_report(runs: Sequence[Run], out_dir: Path, title: str) -> ReportPaths:
         environments=findings.environments(by_label),
         commands=[(label, frame.at[label, "run_dir"], run.environment) for label, run in by_label.items()],
     )
-    _write(paths.html, html)
+    write_atomically(paths.html, html)
     return paths
 
 
@@ -212,13 +213,3 @@ def _inline(svg: str) -> Markup:
     """Return a drawing to put into the page, in the page's own ink and paper; matplotlib has escaped its texts."""
     drawing = svg[svg.index("<svg") :]
     return Markup(drawing.replace(figures.INK, "var(--ink)").replace(figures.PAGE, "var(--page)"))
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that nobody reads half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -68,11 +68,8 @@ class Watch:
             for record, name in self._records.items():
                 state = self._state(record)
                 changed = state["state"] != told.get(record, "waiting")
-                if (
-                    changed
-                    and state["state"] in ("training", "finished", "failed", "interrupted")
-                    or due
-                    and "loss" in state
+                if (changed and state["state"] in ("training", "finished", "failed", "interrupted")) or (
+                    due and "loss" in state
                 ):
                     self._console.print(f"{name:<16} {_line(state)}", markup=False, highlight=False)
                 told[record] = state["state"]

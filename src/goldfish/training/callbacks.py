@@ -29,7 +29,9 @@ class Ledger(pl.Callback):
     ) -> None:
         """Record the batch's exposures; steps count from 0."""
         step, rank = trainer.global_step - 1, trainer.global_rank
-        for document, row, offset in zip(*(batch[key].tolist() for key in ("document", "visit", "offset")), strict=True):
+        for document, row, offset in zip(
+            *(batch[key].tolist() for key in ("document", "visit", "offset")), strict=True
+        ):
             if document >= 0:
                 self._fresh.append((document, step, rank, row, offset))
 
@@ -45,7 +47,9 @@ class Ledger(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the records into the checkpoint (Lightning calls this on every rank)."""
-        checkpoint["goldfish_ledger"] = torch.tensor(self.gather(trainer), dtype=torch.int64).view(-1, len(self.COLUMNS))
+        checkpoint["goldfish_ledger"] = torch.tensor(self.gather(trainer), dtype=torch.int64).view(
+            -1, len(self.COLUMNS)
+        )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the records of the steps before the checkpoint."""
@@ -64,7 +68,7 @@ class Progress(pl.Callback):
         """Start the clock."""
         self._start = (time.perf_counter(), trainer.global_step)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         """Report if half a second has passed or this is the last step."""
         now, step = time.perf_counter(), trainer.global_step
         if now - self._last < 0.5 and step < self.steps:
@@ -95,16 +99,18 @@ class Memorization(pl.Callback):
             for split, prefix in (("injected", ""), ("never_seen", "never_seen_"))
         }
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         """Measure and log."""
         if trainer.global_step % self.every:
             return
         module.eval()
+        metrics = {}
         for prefix, ids_NT in self.ids.items():
             right_NS = forced_matches(module.model, ids_NT, self.suffix_tokens)
-            module.log(f"memorization/{prefix}exact_match", right_NS.all(dim=1).float().mean())
-            module.log(f"memorization/{prefix}token_accuracy", right_NS.float().mean())
+            metrics[f"memorization/{prefix}exact_match"] = right_NS.all(dim=1).float().mean().item()
+            metrics[f"memorization/{prefix}token_accuracy"] = right_NS.float().mean().item()
         module.train()
+        module.log_now(metrics)
 
 
 class StopOnSignal(pl.Callback):

@@ -15,7 +15,7 @@ class Loggers:
     def __call__(self, run_dir: Path) -> list[Logger]:
         """Return the loggers. A resumed run gets a CSV file of its own, because Lightning's would delete the first."""
         attempt = len(list((run_dir / "csv").glob("*")))
-        loggers: list[Logger] = [CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}")]
+        loggers: list[Logger] = [CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)]
         if self.tensorboard:
             loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
         return loggers
@@ -27,4 +27,4 @@ def merged_metrics(run_dir: Path) -> pd.DataFrame:
     for path in sorted((run_dir / "csv").glob("*/metrics.csv")):
         attempt = pd.read_csv(path)
         frame = pd.concat([frame[frame["step"] < attempt["step"].min()], attempt], ignore_index=True)
-    return frame
+    return frame.groupby("step", as_index=False).last()  # one row a step, whoever logged

@@ -50,7 +50,13 @@ class GoldfishModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model, self.mask, self.objective = model, mask, objective
         self._optimizer, self._schedule, self._steps = optimizer, schedule, steps
-        self.separator_id, self.micro_batch_size, self.clip, self.log_every = separator_id, micro_batch_size, clip, log_every
+        self.separator_id, self.micro_batch_size, self.clip, self.log_every = (
+            separator_id,
+            micro_batch_size,
+            clip,
+            log_every,
+        )
+        self.supervised_tokens: Tensor
         self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
         self.last_loss = float("nan")
         self._validation = torch.zeros(2, dtype=torch.float64)
@@ -67,12 +73,20 @@ class GoldfishModule(pl.LightningModule):
         keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
         count = self._global_sum(target_count(keep_BT))
         logs = (self.global_step + 1) % self.log_every == 0
-        micro_batches = list(zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True))
+        micro_batches = list(
+            zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True)
+        )
 
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss and number of kept, then of dropped targets
+        sums = torch.zeros(
+            4, dtype=torch.float64, device=self.device
+        )  # loss and number of kept, then of dropped targets
         for index, (ids_BT, keep_mBT) in enumerate(micro_batches):
             hidden: list[Tensor] = []
-            hook = self.model.model.register_forward_hook(lambda _m, _i, out, to=hidden: to.append(out[0])) if logs else None
+            hook = (
+                self.model.model.register_forward_hook(lambda _m, _i, out, to=hidden: to.append(out[0]))
+                if logs
+                else None
+            )
             with self._gradient_sync(last=index == len(micro_batches) - 1):
                 loss = self.objective(self.model, ids_BT, keep_mBT)
                 # DDP averages gradients over devices, so each device's share is scaled back up to a sum.
@@ -98,28 +112,40 @@ class GoldfishModule(pl.LightningModule):
     def _log_training(self, sums: Tensor, tokens: int) -> None:
         kept, kept_count, dropped, dropped_count = sums.tolist()
         now, step = time.perf_counter(), self.global_step
-        metrics = {"train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count), "train/lr": self._learning_rate()}
+        metrics = {
+            "train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count),
+            "train/lr": self._learning_rate(),
+        }
         if kept_count:
             metrics["train/loss_kept"] = self.last_loss = kept / kept_count
         if dropped_count:
             metrics["train/loss_dropped"] = dropped / dropped_count
         if self._clock[1]:
-            metrics["train/tokens_per_s"] = tokens * self.trainer.world_size * (step - self._clock[0]) / (now - self._clock[1])
+            metrics["train/tokens_per_s"] = (
+                tokens * self.trainer.world_size * (step - self._clock[0]) / (now - self._clock[1])
+            )
         self._clock = (step, now)
-        self.log_dict(metrics)
+        self.log_now(metrics)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def log_now(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to the loggers under the number of steps done; Lightning's self.log would repeat them every step."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Add up the loss of ALL targets."""
-        keep_BT = torch.ones_like(batch, dtype=torch.bool)
-        hidden_BTD = self.model.model(input_ids=batch, use_cache=False).last_hidden_state
-        loss = kept_loss(hidden_BTD, self.model.lm_head.weight, batch, keep_BT)
+        (ids_BT,) = batch
+        keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        hidden_BTD = self.model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        loss = kept_loss(hidden_BTD, self.model.lm_head.weight, ids_BT, keep_BT)
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss: the mean over all targets of all devices, in nats."""
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
-        self.log("val/loss", loss / count)
+        self.log("val/loss", loss / count, logger=False)  # for trainer.validate and for callbacks that watch it
+        self.log_now({"val/loss": loss / count})
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
 
     def _global_sum(self, value: Tensor) -> Tensor:

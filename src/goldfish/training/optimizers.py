@@ -39,7 +39,7 @@ class Muon:
     def __init__(
         self,
         lr: float = 0.02,
-        adamw_lr: float = 6e-3,
+        adamw_lr: float = 1e-2,
         momentum: float = 0.95,
         beta1: float = 0.9,
         beta2: float = 0.95,
@@ -104,7 +104,9 @@ class WarmupCosine:
 
         def factor(step: int) -> float:
             done = max(0.0, (step - warm) / max(1.0, steps - warm))
-            return min(1.0, (step + 1) / max(1.0, warm)) * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+            return min(1.0, (step + 1) / max(1.0, warm)) * (
+                self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+            )
 
         return LambdaLR(optimizer, factor)
 

@@ -64,11 +64,29 @@ class TrainerSettings:
         if clip is not None and clip <= 0:
             raise ValueError(f"clip={clip}: must be more than 0, or null for no clipping")
         known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-        ours = {"max_steps", "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "logger", "callbacks"}
-        ours |= {"gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps", "deterministic"}
+        ours = {
+            "max_steps",
+            "max_epochs",
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "precision",
+            "logger",
+            "callbacks",
+        }
+        ours |= {
+            "gradient_clip_val",
+            "accumulate_grad_batches",
+            "val_check_interval",
+            "log_every_n_steps",
+            "deterministic",
+        }
         for name in options or {}:
             if name not in known - ours:
-                raise ValueError(f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself")
+                raise ValueError(
+                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself"
+                )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
         self.checkpoint_every, self.deterministic, self.options = checkpoint_every, deterministic, options or {}
@@ -77,12 +95,13 @@ class TrainerSettings:
         """Optimizer steps of the run: all of the data's, or `max_steps` of them."""
         return available if self.max_steps is None else min(available, self.max_steps)
 
-    def trainer(self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str) -> pl.Trainer:
+    def trainer(
+        self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str
+    ) -> pl.Trainer:
         """Return the Lightning Trainer of these settings."""
         arguments: dict[str, Any] = dict(
             max_steps=steps,
             max_epochs=1,
-            log_every_n_steps=1,  # the module logs every log_every steps; Lightning writes what it is given
             val_check_interval=min(self.validate_every, steps),
             num_sanity_val_steps=0,
             enable_progress_bar=False,

@@ -21,8 +21,9 @@ class ArmSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what `sweep` needs; Hydra calls it."""
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self._loader: Any = hydra_context.config_loader
+        self._config = config
+        self._launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -31,15 +32,14 @@ class ArmSweeper(Sweeper):
         from goldfish.cli.sweep import expand, run_sweep
         from goldfish.cli.train import plain
 
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         named = [override for override in overrides if override.key_or_group == "arm"]
         chosen = [str(value) for override in named for value in _values(override)] if named else None
         ((*grid,),) = BasicSweeper.split_arguments([o for o in overrides if o.key_or_group != "arm"], None)
         jobs = expand(self.arms, grid, chosen)
-        loader = self.hydra_context.config_loader
-        configs = [plain(loader.load_sweep_config(self.config, job)) for job in jobs]
-        sys.exit(run_sweep(jobs, configs, lambda todo: [done.return_value for done in self.launcher.launch(todo, 0)]))
+        configs = [plain(self._loader.load_sweep_config(self._config, job)) for job in jobs]
+        sys.exit(run_sweep(jobs, configs, lambda todo: [done.return_value for done in self._launcher.launch(todo, 0)]))
 
 
 def _values(override: Any) -> list[Any]:

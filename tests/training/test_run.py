@@ -1,0 +1,148 @@
+"""Whole tiny runs: what they leave, that they repeat, resume and split over processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from goldfish.run import run
+from goldfish.runs.record import RunDirectory
+from goldfish.training.callbacks import Interrupted
+
+
+def ledger(run_dir):
+    with (run_dir / "exposures.csv").open() as file:
+        return [(row["document"], int(row["step"]), int(row["row"]), int(row["offset"])) for row in csv.DictReader(file)]
+
+
+def weights(run_dir):
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def result(run_dir):
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def do(config, run_dir, **options):
+    RunDirectory(run_dir).claim(config)
+    run(config, run_dir, "command", **options)
+    return run_dir
+
+
+def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
+    config = tiny()
+    done = do(config, tmp_path / "run")
+    found = result(done)
+    assert yaml.safe_load((done / "config.yaml").read_text()) == config
+    assert found["strategy"] == "hashed" and found["k"] == 4 and found["h"] == 13
+    assert found["tokens"]["input"] == 2560
+    assert found["exposures"] == {"planned": 8, "seen": 8} and len(ledger(done)) == 8
+    assert {row["document"] for row in map(json.loads, (done / "extraction.jsonl").read_text().splitlines())} >= {
+        document for document, *_ in ledger(done)
+    }
+    environment = json.loads((done / "environment.json").read_text())
+    assert environment["command"] == "command" and environment["versions"]["torch"] == torch.__version__
+    model = AutoModelForCausalLM.from_pretrained(done / "model")
+    tokenizer = AutoTokenizer.from_pretrained(done / "model")
+    ids = torch.tensor([tokenizer.encode("The capital")])
+    assert model(ids).logits.shape == (1, ids.shape[1], 512)
+    assert not list(done.rglob("*.pkl")) and (done / "checkpoints" / "last.ckpt").exists()
+
+
+def test_tensorboard_gets_the_losses_the_rate_the_speed_and_memorization(tiny, tmp_path):
+    done = do(tiny(), tmp_path / "run")
+    events = EventAccumulator(str(done / "tensorboard"))
+    events.Reload()
+    wanted = {f"train/{name}" for name in ("loss_kept", "loss_dropped", "loss_all", "lr", "tokens_per_s")}
+    wanted |= {"val/loss", "memorization/exact_match", "memorization/never_seen_exact_match"}
+    assert wanted <= set(events.Tags()["scalars"])
+    with (done / "metrics.csv").open() as file:
+        assert wanted <= set(next(csv.reader(file)))
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny, tmp_path):
+    first, again, other = (do(tiny(f"seed={seed}"), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c")))
+    one, two, three = weights(first), weights(again), weights(other)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not any(torch.equal(one[key], three[key]) for key in one if one[key].ndim == 2)
+    assert ledger(first) == ledger(again) != ledger(other)
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
+    whole = do(tiny("mask=random", "trainer.clip=0.1"), tmp_path / "whole")
+    config, parts = tiny("mask=random", "trainer.clip=0.1"), tmp_path / "parts"
+    asked = iter([False, False, False, True] + [False] * 2 + [True])
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            do(config, parts, stop_requested=lambda: next(asked))
+        assert not (parts / "result.json").exists()
+    do(config, parts)
+    one, two = weights(whole), weights(parts)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert ledger(whole) == ledger(parts)
+    assert result(whole)["tokens"] == result(parts)["tokens"] and result(whole)["metrics"] == result(parts)["metrics"]
+    steps = lambda path: [row["step"] for row in csv.DictReader((path / "metrics.csv").open()) if row["train/loss_all"]]  # noqa: E731
+    assert steps(whole) == steps(parts)
+
+
+def test_a_killed_run_continues_from_its_checkpoint_with_the_same_ledger(tiny, tmp_path):
+    whole, killed = do(tiny("data.tokens=25600"), tmp_path / "whole"), tmp_path / "killed"
+    RunDirectory(killed).claim(tiny("data.tokens=25600"))
+    process = subprocess.Popen([sys.executable, "-m", "goldfish.job", str(killed)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 120
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    do(tiny("data.tokens=25600"), killed)
+    assert ledger(whole) == ledger(killed)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(killed).values(), strict=True))
+
+
+def test_two_processes_make_the_run_of_one(tiny, tmp_path):
+    alone = do(tiny("mask.h=2", "optimizer=adamw"), tmp_path / "alone")
+    pair = tmp_path / "pair"
+    RunDirectory(pair).claim(tiny("mask.h=2", "optimizer=adamw", "strategy=ddp_cpu", "trainer.micro_batch_size=1"))
+    subprocess.run([sys.executable, "-m", "goldfish.job", str(pair)], check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ledger(alone) == ledger(pair)
+    one, two = weights(alone), weights(pair)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    assert result(alone)["tokens"] == result(pair)["tokens"]
+    assert result(alone)["metrics"]["val_loss"] == pytest.approx(result(pair)["metrics"]["val_loss"], rel=1e-4)
+
+
+def test_validation_is_never_masked(tiny, tmp_path):
+    losses = [result(do(tiny(mask, "trainer.max_steps=1", "optimizer.lr=1e-9", "optimizer.adamw_lr=1e-9"), tmp_path / mask))["metrics"]["val_loss"]
+              for mask in ("mask=none", "mask=static")]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_control_never_sees_a_document_and_is_tested_on_the_same(tiny, tmp_path):
+    run_dir = do(tiny("mask=none", "data.injection.repeats=0"), tmp_path / "control")
+    trained = do(tiny("mask=none"), tmp_path / "standard")
+    assert ledger(run_dir) == [] and result(run_dir)["control"] and not result(trained)["control"]
+    documents = [{row["document"]: row["exposures"] for row in map(json.loads, (path / "extraction.jsonl").read_text().splitlines())}
+                 for path in (run_dir, trained)]  # fmt: skip
+    assert documents[0].keys() == documents[1].keys()
+    assert set(documents[0].values()) == {0} and sorted(documents[1].values()) == [0, 0, 4, 4]
+
+
+def test_training_starts_from_a_pretrained_folder(tiny, tmp_path):
+    first = do(tiny(), tmp_path / "first")
+    config = tiny()
+    config["model"] = {"_target_": "goldfish.model.LlamaFromPretrained", "path": str(first / "model")}
+    config["data"]["tokenizer"] = {"_target_": "goldfish.data.tokenizer.Pretrained", "path": str(first / "model")}
+    second = do(config, tmp_path / "second")
+    assert result(second)["metrics"]["val_loss"] < result(first)["metrics"]["val_loss"]
