@@ -32,6 +32,7 @@ def main() -> int:
         signal.signal(number, request_stop)
     _die_with_parent()
     record.report(state="starting")
+    from goldfish.config import ConfigError
     from goldfish.run import run  # after the signal handlers: torch takes seconds to import
     from goldfish.training.callbacks import Interrupted
 
@@ -40,6 +41,9 @@ def main() -> int:
     except Interrupted as stopped:
         record.report(state="interrupted", error=str(stopped))
         return 130
+    except ConfigError as error:
+        record.report(state="refused", error=str(error))
+        return 1
     except Exception as error:
         traceback.print_exc()
         message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -17,6 +17,8 @@ from goldfish.config import build, home
 
 def main() -> None:
     """Entry point; conf/eval.yaml names every setting."""
+    # "model" is a config group, so Hydra would look for conf/model/FOLDER.yaml.
+    sys.argv[1:] = [f"model_folder={a.removeprefix('model=')}" if a.startswith("model=") else a for a in sys.argv[1:]]
     exit_with_reason(
         "goldfish-eval", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="eval")(task)
     )

@@ -34,17 +34,17 @@ class EvaluationJob:
         self,
         evaluation: Extraction,
         run: str | None = None,
-        model: str | None = None,
+        model_folder: str | None = None,
         documents: str | None = None,
         out: str | None = None,
     ) -> None:
-        if (run is None) == (model is None):
+        if (run is None) == (model_folder is None):
             raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE out=FOLDER")
-        if model is not None and (documents is None or out is None):
+        if model_folder is not None and (documents is None or out is None):
             raise ValueError(
                 "model=FOLDER also needs documents=FILE (what to extract) and out=FOLDER (where results go)"
             )
-        for key, path in (("run", run), ("model", model), ("documents", documents)):
+        for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
             if path is not None and not Path(path).exists():
                 raise ValueError(f"{key}={path}: no such file or folder")
         if run is not None and not RunDirectory(Path(run)).finished:
@@ -52,7 +52,7 @@ class EvaluationJob:
         name = f"prefix{evaluation.prefix_tokens}_suffix{evaluation.suffix_tokens}"
         self.evaluation = evaluation
         self.run = None if run is None else Path(run)
-        self.model = Path(model) if self.run is None else self.run / "model"  # type: ignore[arg-type]
+        self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
         self.documents = None if documents is None else Path(documents)
         self.out = Path(out) if out is not None else self.run / "evaluations" / name  # type: ignore[operator]
         if (self.out / "summary.json").exists():

@@ -118,15 +118,15 @@ def write_report(runs: Sequence[Run], out_dir: Path, title: str) -> ReportPaths:
     return paths
 
 
-def print_summary(frame: pd.DataFrame, paths: ReportPaths, console: Console) -> None:
-    """Print the summary as a table, then where summary.csv and report.html are."""
+def print_summary(frame: pd.DataFrame, paths: ReportPaths | None, console: Console) -> None:
+    """Print the summary as a table, then where summary.csv and report.html are, if they were written."""
     table = Table(box=None, header_style="bold")
     for name, heading in _PRINTED.items():
         table.add_column(heading, justify="left" if name == "run" else "right", overflow="fold")
     for _, row in frame.iterrows():
         table.add_row(*(Text(_text(name, row[name])) for name in _PRINTED))  # Text: a run may be called "[red]"
     console.print(table)
-    for path in paths:
+    for path in paths or ():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,0 +1,88 @@
+"""Sweeps: named arms and grids, skipping, failures, and the report at the end."""
+
+import csv
+import json
+
+import pytest
+import yaml
+from conftest import TINY
+
+from goldfish.cli.sweep import expand
+from goldfish.config import ConfigError
+
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Write an experiment of one's own, beside no checkout, and return the options that use it."""
+
+    def write(**arms: list[str]) -> list[str]:
+        folder = tmp_path / "mine" / "experiments"
+        folder.mkdir(parents=True)
+        sweep = {"hydra": {"mode": "MULTIRUN", "sweeper": {"arms": arms}}, "study": "s"}
+        (folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(sweep))
+        return ["--config-dir", "mine", "experiments=mine", *TINY]
+
+    return write
+
+
+def test_an_arm_s_settings_stay_together_and_meet_every_point_of_the_grid():
+    jobs = expand({"a": ["mask=none"], "b": ["mask.k=3", "x=9"]}, [["seed=0", "x=1"], ["seed=1", "x=1"]], None)
+    assert jobs == [
+        ["seed=0", "x=1", "arm=a", "mask=none"],
+        ["seed=1", "x=1", "arm=a", "mask=none"],
+        ["seed=0", "arm=b", "mask.k=3", "x=9"],
+        ["seed=1", "arm=b", "mask.k=3", "x=9"],
+    ]
+
+
+def test_arms_are_chosen_by_name():
+    assert expand({"a": ["x=1"], "b": ["x=2"]}, [[]], ["b"]) == [["arm=b", "x=2"]]
+    with pytest.raises(ConfigError, match="arm=c: no such arm; allowed are a, b"):
+        expand({"a": [], "b": []}, [[]], ["c"])
+
+
+def test_zero_jobs_are_an_error():
+    with pytest.raises(ConfigError, match="the sweep has no jobs"):
+        expand({"a": []}, [], None)
+
+
+def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tmp_path):
+    options = study(standard=["mask=none"], k4=["mask=hashed", "mask.k=4"], control=["mask=none", "data.injection.repeats=0"])
+    first = command("goldfish-train", *options, "arm=standard,control")
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = command("goldfish-train", *options, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert second.returncode == 0 and "3 runs in logs/s, 2 of them finished already" in second.stdout
+    with (tmp_path / "logs" / "s" / "summary.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"standard", "k4", "control"}
+    wanted = "run strategy k h exact_match rouge_l control_rouge_l val_loss supervised_tokens seconds".split()
+    assert set(wanted) <= set(rows["k4"]) and rows["k4"]["k"] == "4" and rows["standard"]["k"] == ""
+    assert rows["k4"]["control_rouge_l"] == rows["control"]["rouge_l"] != ""
+    assert "<svg" in (tmp_path / "logs" / "s" / "report.html").read_text()
+
+
+def test_a_grid_sweep_gives_every_combination_a_folder(command, tmp_path):
+    done = command("goldfish-train", "-m", *TINY, "trainer.max_steps=1", "mask=hashed", "mask.k=3,4", "seed=0,1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("logs/runs/*/result.json")]
+    assert sorted((found["k"], found["seed"]) for found in results) == [(3, 0), (3, 1), (4, 0), (4, 1)]
+
+
+def test_a_mistake_in_the_last_arm_is_told_before_the_first_one_starts(command, tmp_path):
+    done = command("goldfish-train", "-m", *TINY, "mask.k=4,1")
+    assert done.returncode == 1 and "mask: k=1" in done.stderr and "mask.k=1" in done.stderr
+    assert not list(tmp_path.glob("logs/runs/*/config.yaml"))
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_reported(command, study, tmp_path):
+    (tmp_path / "few.jsonl").write_text('{"id": "a", "text": "too short"}')
+    done = command("goldfish-train", *study(bad=["data.injection.path=few.jsonl"], good=["mask=none"]))
+    assert done.returncode == 1
+    assert "few.jsonl: document 'a' has" in done.stdout and "1 of 2 runs did not finish" in done.stdout
+    assert [path.parent.name.partition("-")[0] for path in tmp_path.glob("logs/s/*/result.json")] == ["good"]
+
+
+def test_a_group_that_holds_nothing_is_an_error(command):
+    done = command("goldfish-train", "-m", *TINY, "experiments=glob(nothing*)")
+    assert done.returncode == 1 and "no jobs" in done.stdout + done.stderr

@@ -1,0 +1,101 @@
+"""Composition and the check of every key and value, in one process."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from goldfish.config import ConfigError, build, home
+from goldfish.masks import Hashed, KeepAll
+from goldfish.run import Job
+from goldfish.runs.record import identity, label, run_dir_of
+
+
+def set_key(config, key, value):
+    holder = OmegaConf.create(config)
+    OmegaConf.update(holder, key, value, force_add=True)
+    return OmegaConf.to_container(holder)
+
+
+def test_the_default_configuration_builds(composed):
+    job = build(Job, composed())
+    assert isinstance(job.mask, Hashed) and job.mask.k == 4 and job.seed == 0
+
+
+def test_groups_are_chosen_by_name(composed):
+    assert isinstance(build(Job, composed("mask=none")).mask, KeepAll)
+    assert build(Job, composed("mask.k=null")).mask.k is None
+
+
+@pytest.mark.parametrize("group", [p.name for p in sorted((home() / "conf").iterdir()) if p.is_dir() and p.name != "data"])
+def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, group):
+    for option in sorted((home() / "conf" / group).glob("*.yaml")):
+        config = composed(f"{group}={option.stem}")
+        try:
+            build(Job, config)
+        except ConfigError as error:
+            assert all("no value yet" in problem for problem in error.problems), (option, error)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("mask.kk", 3, "mask.kk: unknown key; did you mean k?"),
+        ("sead", 3, "sead: unknown key; did you mean seed?"),
+        ("data.corpus.zzz", 1, "data.corpus.zzz: unknown key; Allowed here: min_characters"),
+        ("mask.h", 0, "mask: h=0: the hash reads h tokens of context"),
+        ("mask.k", 2.5, "mask.k=2.5: wanted a whole number or null"),
+        ("mask.context", "after", "mask.context='after': wanted one of 'preceding', 'inclusive'"),
+        ("seed", True, "seed=True: wanted a whole number"),
+        ("seed", -1, "seed=-1: must be at least 0"),
+        ("threads", 0, "threads=0: must be at least 1"),
+        ("mask", "hashed", "mask='hashed': wanted one of the files of conf/mask/"),
+        ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles", "path": "nowhere"}, "data.corpus: path='nowhere': no such file"),
+        ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles", "path": "???"}, "data.corpus.path: no value yet; type data.corpus.path=..."),
+        ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles"}, "data.corpus.path: missing; TextFiles needs it"),
+        ("data.injection.document_tokens", 100, "data.injection.document_tokens=100: documents are shorter than evaluation.prefix_tokens=64"),
+        ("data.injection.repeats", 10_000, "exposures do not fit"),
+        ("data.sequence_length", 4096, "data.sequence_length=4096: the model reads at most 2048"),
+        ("model.heads", 3, "model: hidden_size=128: must be a multiple of heads=3"),
+        ("trainer.options", {"logger": False}, "trainer: options.logger: not an option of lightning.pytorch.Trainer"),
+        ("trainer.clip", -1.0, "trainer: clip=-1.0: must be more than 0, or null"),
+        ("strategy.precision", "16", "strategy.precision='16': wanted one of '32-true'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_path_and_what_is_allowed(composed, key, value, words):
+    with pytest.raises(ConfigError) as caught:
+        build(Job, set_key(composed(), key, value))
+    assert any(words in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_mistakes_are_told_at_once(composed):
+    config = set_key(set_key(set_key(composed(), "mask.k", 1), "trainer.clip", -1.0), "data.tokns", 5)
+    with pytest.raises(ConfigError) as caught:
+        build(Job, config)
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.Popen", "goldfish.runs.launch.subprocess.Popen", "goldfish.runs.launch.launch", "goldfish.nothing.Here"],
+)
+def test_only_classes_of_allowed_packages_are_built(composed, target):
+    with pytest.raises(ConfigError, match="mask._target_"):
+        build(Job, set_key(composed(), "mask._target_", target))
+
+
+def test_a_fork_s_own_package_is_allowed_by_name(composed, monkeypatch, tmp_path):
+    (tmp_path / "mystudy.py").write_text("class Mine:\n    strategy = 'mine'\n    def __init__(self, k: int = 3) -> None:\n        self.k = k\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = set_key(composed(), "mask", {"_target_": "mystudy.Mine"})
+    config["mask"] = {"_target_": "mystudy.Mine", "k": 5}
+    with pytest.raises(ConfigError, match="GOLDFISH_TARGETS=yourpackage"):
+        build(Job, config)
+    monkeypatch.setenv("GOLDFISH_TARGETS", "mystudy")
+    assert build(Job, config).mask.k == 5
+
+
+def test_a_run_s_folder_is_named_by_what_it_computes(composed):
+    config = composed()
+    assert identity(config) == identity(composed("log_dir=elsewhere", "threads=3", "arm=a", "study=s"))
+    assert len({identity(composed(change)) for change in ("seed=1", "mask.h=12", "data.tokens=400000", "model.layers=1")} | {identity(config)}) == 5
+    assert label(config) == "hashed_k4" and label(composed("mask=none")) == "standard" and label(composed("arm=x")) == "x"
+    assert str(run_dir_of(config)).startswith("logs/runs/hashed_k4-") and str(run_dir_of(composed("run_dir=here"))) == "here"
