@@ -71,11 +71,11 @@ def tiny(composed: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
 def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a goldfish command as a user would, in an empty directory."""
 
-    def run(program: str, *arguments: str, cwd: Path = tmp_path, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        program: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         script = shutil.which(program, path=str(Path(sys.executable).parent)) or program
         prepared = [f"data.cache_dir={cache}"] if program == "goldfish-train" else []
-        return subprocess.run(
-            [script, *arguments, *prepared], cwd=cwd, capture_output=True, text=True, timeout=300, **options
-        )
+        return subprocess.run([script, *arguments, *prepared], cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
     return run

@@ -11,7 +11,7 @@ from goldfish.runs.record import identity, label, run_dir_of
 
 def set_key(config, key, value):
     holder = OmegaConf.create(config)
-    OmegaConf.update(holder, key, value, force_add=True)
+    OmegaConf.update(holder, key, value, force_add=True, merge=False)
     return OmegaConf.to_container(holder)
 
 
@@ -25,7 +25,9 @@ def test_groups_are_chosen_by_name(composed):
     assert build(Job, composed("mask.k=null")).mask.k is None
 
 
-@pytest.mark.parametrize("group", [p.name for p in sorted((home() / "conf").iterdir()) if p.is_dir() and p.name != "data"])
+@pytest.mark.parametrize(
+    "group", [p.name for p in sorted((home() / "conf").iterdir()) if p.is_dir() and p.name != "data"]
+)
 def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, group):
     for option in sorted((home() / "conf" / group).glob("*.yaml")):
         config = composed(f"{group}={option.stem}")
@@ -53,7 +55,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles"}, "data.corpus.path: missing; TextFiles needs it"),
         ("data.injection.document_tokens", 100, "data.injection.document_tokens=100: documents are shorter than evaluation.prefix_tokens=64"),
         ("data.injection.repeats", 10_000, "exposures do not fit"),
-        ("data.sequence_length", 4096, "data.sequence_length=4096: the model reads at most 2048"),
+        ("model.max_length", 128, "data.sequence_length=256: the model reads at most 128 tokens"),
         ("model.heads", 3, "model: hidden_size=128: must be a multiple of heads=3"),
         ("trainer.options", {"logger": False}, "trainer: options.logger: not an option of lightning.pytorch.Trainer"),
         ("trainer.clip", -1.0, "trainer: clip=-1.0: must be more than 0, or null"),
@@ -75,7 +77,13 @@ def test_all_mistakes_are_told_at_once(composed):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "subprocess.Popen", "goldfish.runs.launch.subprocess.Popen", "goldfish.runs.launch.launch", "goldfish.nothing.Here"],
+    [
+        "os.system",
+        "subprocess.Popen",
+        "goldfish.runs.launch.subprocess.Popen",
+        "goldfish.runs.launch.launch",
+        "goldfish.nothing.Here",
+    ],
 )
 def test_only_classes_of_allowed_packages_are_built(composed, target):
     with pytest.raises(ConfigError, match="mask._target_"):
@@ -83,7 +91,9 @@ def test_only_classes_of_allowed_packages_are_built(composed, target):
 
 
 def test_a_fork_s_own_package_is_allowed_by_name(composed, monkeypatch, tmp_path):
-    (tmp_path / "mystudy.py").write_text("class Mine:\n    strategy = 'mine'\n    def __init__(self, k: int = 3) -> None:\n        self.k = k\n")
+    (tmp_path / "mystudy.py").write_text(
+        "class Mine:\n    strategy = 'mine'\n    def __init__(self, k: int = 3) -> None:\n        self.k = k\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     config = set_key(composed(), "mask", {"_target_": "mystudy.Mine"})
     config["mask"] = {"_target_": "mystudy.Mine", "k": 5}
@@ -96,6 +106,17 @@ def test_a_fork_s_own_package_is_allowed_by_name(composed, monkeypatch, tmp_path
 def test_a_run_s_folder_is_named_by_what_it_computes(composed):
     config = composed()
     assert identity(config) == identity(composed("log_dir=elsewhere", "threads=3", "arm=a", "study=s"))
-    assert len({identity(composed(change)) for change in ("seed=1", "mask.h=12", "data.tokens=400000", "model.layers=1")} | {identity(config)}) == 5
-    assert label(config) == "hashed_k4" and label(composed("mask=none")) == "standard" and label(composed("arm=x")) == "x"
-    assert str(run_dir_of(config)).startswith("logs/runs/hashed_k4-") and str(run_dir_of(composed("run_dir=here"))) == "here"
+    assert (
+        len(
+            {identity(composed(change)) for change in ("seed=1", "mask.h=12", "data.tokens=400000", "model.layers=1")}
+            | {identity(config)}
+        )
+        == 5
+    )
+    assert (
+        label(config) == "hashed_k4" and label(composed("mask=none")) == "standard" and label(composed("arm=x")) == "x"
+    )
+    assert (
+        str(run_dir_of(config)).startswith("logs/runs/hashed_k4-")
+        and str(run_dir_of(composed("run_dir=here"))) == "here"
+    )

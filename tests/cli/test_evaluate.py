@@ -36,7 +36,12 @@ def test_any_llama_folder_is_evaluated_on_any_documents(command, finished, tmp_p
     documents = [json.loads(line) for line in (finished / "documents.jsonl").read_text().splitlines()]
     path = tmp_path / "documents.jsonl"
     path.write_text("\n".join(json.dumps({"id": d["id"], "text": d["text"], "split": d["split"]}) for d in documents))
-    arguments = [f"model={finished / 'model'}", f"documents={path}", "evaluation.prefix_tokens=8", "evaluation.suffix_tokens=8"]
+    arguments = [
+        f"model={finished / 'model'}",
+        f"documents={path}",
+        "evaluation.prefix_tokens=8",
+        "evaluation.suffix_tokens=8",
+    ]
     done = command("goldfish-eval", *arguments, "out=found")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "found" / "summary.json").read_text())

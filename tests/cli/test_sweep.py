@@ -11,7 +11,6 @@ from goldfish.cli.sweep import expand
 from goldfish.config import ConfigError
 
 
-
 @pytest.fixture
 def study(tmp_path):
     """Write an experiment of one's own, beside no checkout, and return the options that use it."""
@@ -48,7 +47,9 @@ def test_zero_jobs_are_an_error():
 
 
 def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tmp_path):
-    options = study(standard=["mask=none"], k4=["mask=hashed", "mask.k=4"], control=["mask=none", "data.injection.repeats=0"])
+    options = study(
+        standard=["mask=none"], k4=["mask=hashed", "mask.k=4"], control=["mask=none", "data.injection.repeats=0"]
+    )
     first = command("goldfish-train", *options, "arm=standard,control")
     assert first.returncode == 0, first.stdout + first.stderr
     second = command("goldfish-train", *options, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

@@ -21,7 +21,9 @@ def test_a_run_ends_with_a_table_and_says_where_its_results_are(command, tmp_pat
     assert done.returncode == 0, done.stderr
     (run_dir,) = (tmp_path / "logs" / "runs").iterdir()
     assert "hashed_k4" in done.stdout and str(run_dir.relative_to(tmp_path)) in done.stdout
-    assert json.loads((run_dir / "environment.json").read_text())["command"].startswith("goldfish-train hydra.mode=RUN model.")
+    assert json.loads((run_dir / "environment.json").read_text())["command"].startswith(
+        "goldfish-train hydra.mode=RUN model."
+    )
     again = command("goldfish-train", *TINY)
     assert again.returncode == 1 and "already holds a finished run; nothing was changed" in again.stderr
 

@@ -45,7 +45,9 @@ def test_the_background_starts_again_when_it_ends(cache):
     data = make(cache)
     rows = TrainingRows(data.plan, data.prepared)
     rows.background = np.arange(100)
-    windows = {data.plan.row(number).window: rows[number]["ids"] for number in range(40) if data.plan.row(number).document < 0}
+    windows = {
+        data.plan.row(number).window: rows[number]["ids"] for number in range(40) if data.plan.row(number).document < 0
+    }
     assert windows[1].tolist() == [*range(64, 100), *range(28)]
 
 

@@ -114,7 +114,9 @@ def test_a_document_of_a_file_that_is_too_short_is_refused_by_id(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "tiny", "text": "too short"}')
     injection = Injection(documents=1, never_seen=1, document_tokens=64, path=str(path))
-    with pytest.raises(ValueError, match=r"document 'tiny' has \d+ tokens, fewer than data.injection.document_tokens=64"):
+    with pytest.raises(
+        ValueError, match=r"document 'tiny' has \d+ tokens, fewer than data.injection.document_tokens=64"
+    ):
         prepare(Factbook(), TrainedBPE(512), injection, 0.05, tmp_path / "cache")
 
 
@@ -122,7 +124,11 @@ def test_text_files_are_documents_and_paragraphs(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n \nthree\n")
     (tmp_path / "b.md").write_text("four")
     assert [d.text for d in TextFiles(str(tmp_path)).documents()] == ["one\n\ntwo\n \nthree"]
-    assert [d.text for d in TextFiles(str(tmp_path / "a.txt"), split="paragraph").documents()] == ["one", "two", "three"]
+    assert [d.text for d in TextFiles(str(tmp_path / "a.txt"), split="paragraph").documents()] == [
+        "one",
+        "two",
+        "three",
+    ]
     with pytest.raises(ValueError, match=r"path='nowhere': no such file or folder"):
         TextFiles("nowhere")
     with pytest.raises(ValueError, match=r"holds no file that matches pattern='\*.json'"):

@@ -20,7 +20,9 @@ def slow_mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def slow_hashed(ids: list[int], k: int, h: int, seed: int, context: str, first: str, boundary: int | None) -> list[bool]:
+def slow_hashed(
+    ids: list[int], k: int, h: int, seed: int, context: str, first: str, boundary: int | None
+) -> list[bool]:
     """The hashed rule, token by token, from its definition."""
     base, golden = 0x9FB21C651E98DF25, 0x9E3779B97F4A7C15
     value_offset, window_offset = (slow_mix((seed * golden + salt) & WORD) for salt in (1, 2))
@@ -33,7 +35,9 @@ def slow_hashed(ids: list[int], k: int, h: int, seed: int, context: str, first: 
         if not window or (first == "keep" and len(window) < h):
             keep.append(True)
             continue
-        total = sum(slow_mix((token + value_offset) & WORD) * pow(base, t - p, 1 << 64) for p, token in enumerate(window, start))
+        total = sum(
+            slow_mix((token + value_offset) & WORD) * pow(base, t - p, 1 << 64) for p, token in enumerate(window, start)
+        )
         keep.append(slow_mix((total + window_offset) & WORD) >= (1 << 64) // k)
     return keep
 
@@ -108,7 +112,9 @@ def test_another_seed_gives_an_independent_mask():
 
 
 def test_static_drops_every_kth_position():
-    assert Static(k=3)(torch.zeros(2, 7, dtype=torch.int64)).tolist() == [[True, True, False, True, True, False, True]] * 2
+    assert (
+        Static(k=3)(torch.zeros(2, 7, dtype=torch.int64)).tolist() == [[True, True, False, True, True, False, True]] * 2
+    )
 
 
 def test_random_draws_anew_at_every_visit_and_repeats_within_one():

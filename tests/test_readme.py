@@ -1,0 +1,59 @@
+"""What README.md tells people to type works, in the order in which it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# Every goldfish-train is made tiny; make's targets are tested by typing them (make -n), the quickstart by its command.
+PRELUDE = """
+set -e
+goldfish-train() { command goldfish-train "$@" $TINY; }
+make() { command make -n -C "$ROOT" "$@" > /dev/null; if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi; }
+"""
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_works(tmp_path, cache):
+    (tmp_path / "texts").mkdir()
+    for index in range(30):
+        words = " ".join(f"word{(index * 7919 + i * i) % 9973}" for i in range(200))
+        (tmp_path / "texts" / f"{index}.txt").write_text(f"Text {index}. {words}")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "ROOT": str(ROOT),
+        "TINY": " ".join([*TINY, f"data.cache_dir={cache}"]),
+    }
+    found = [line for line in commands() if not line.startswith(("git clone", "cd ", "tensorboard"))]
+    assert len(found) > 8
+    for line in found:
+        done = subprocess.run(
+            ["bash", "-c", PRELUDE + line], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert (tmp_path / "logs" / "quickstart" / "report.html").exists()
+
+
+def test_the_python_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
