@@ -79,3 +79,15 @@ def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedPr
         return subprocess.run([script, *arguments, *prepared], cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+def start(arguments: list[str], cwd: Path, cache: Path) -> subprocess.Popen[str]:
+    """Start goldfish-train in a process group of its own, to which a test may send Ctrl-C."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).parent / "goldfish-train"), *arguments, f"data.cache_dir={cache}"],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

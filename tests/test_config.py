@@ -55,7 +55,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles"}, "data.corpus.path: missing; TextFiles needs it"),
         ("data.injection.document_tokens", 100, "data.injection.document_tokens=100: documents are shorter than evaluation.prefix_tokens=64"),
         ("data.injection.repeats", 10_000, "exposures do not fit"),
-        ("model.max_length", 128, "data.sequence_length=256: the model reads at most 128 tokens"),
+        ("model.max_length", 128, "data.sequence_length=192: the model reads at most 128 tokens"),
         ("model.heads", 3, "model: hidden_size=128: must be a multiple of heads=3"),
         ("trainer.options", {"logger": False}, "trainer: options.logger: not an option of lightning.pytorch.Trainer"),
         ("trainer.clip", -1.0, "trainer: clip=-1.0: must be more than 0, or null"),
@@ -86,7 +86,7 @@ def test_all_mistakes_are_told_at_once(composed):
     ],
 )
 def test_only_classes_of_allowed_packages_are_built(composed, target):
-    with pytest.raises(ConfigError, match="mask._target_"):
+    with pytest.raises(ConfigError, match=r"mask\._target_"):
         build(Job, set_key(composed(), "mask._target_", target))
 
 

@@ -1,20 +1,21 @@
 """The process of one run: `python -m goldfish.job RUN_DIR` runs the configuration frozen there, and nothing else.
 
 Started by goldfish-train; type it yourself to debug a run in the foreground. Exit codes: 0 finished, 1 failed,
-130 stopped by Ctrl-C or SIGTERM with everything saved.
+28 no space left on the disk, 130 stopped by Ctrl-C or SIGTERM with everything saved.
 """
 
 import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
 from types import FrameType
 
-from goldfish.runs.record import RunDirectory
+from goldfish.runs.record import NO_SPACE, RunDirectory
 
 
 def main() -> int:
@@ -47,12 +48,19 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            message = f"no space left on the disk of {record.path}; free some and type the same command: it continues. ({error})"
-        with contextlib.suppress(OSError):  # the disk may be full: the error itself is in job.log or on the terminal
+        with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
             record.report(state="failed", error=message)
-        return 1
+        return NO_SPACE if _is_disk_full(error, record.path) else 1
     return 0
+
+
+def _is_disk_full(error: BaseException | None, path: Path) -> bool:
+    """Whether the error is that of a full disk; torch and fsspec wrap it or raise one of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        error = error.__cause__ or error.__context__
+    return shutil.disk_usage(path).free < 1 << 16
 
 
 def _die_with_parent() -> None:

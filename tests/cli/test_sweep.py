@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, start
 
 from goldfish.cli.sweep import expand
 from goldfish.config import ConfigError
@@ -57,7 +61,18 @@ def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tm
     with (tmp_path / "logs" / "s" / "summary.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"standard", "k4", "control"}
-    wanted = "run strategy k h exact_match rouge_l control_rouge_l val_loss supervised_tokens seconds".split()
+    wanted = [
+        "run",
+        "strategy",
+        "k",
+        "h",
+        "exact_match",
+        "rouge_l",
+        "control_rouge_l",
+        "val_loss",
+        "supervised_tokens",
+        "seconds",
+    ]
     assert set(wanted) <= set(rows["k4"]) and rows["k4"]["k"] == "4" and rows["standard"]["k"] == ""
     assert rows["k4"]["control_rouge_l"] == rows["control"]["rouge_l"] != ""
     assert "<svg" in (tmp_path / "logs" / "s" / "report.html").read_text()
@@ -82,6 +97,27 @@ def test_a_failed_run_does_not_stop_the_others_and_is_reported(command, study, t
     assert done.returncode == 1
     assert "few.jsonl: document 'a' has" in done.stdout and "1 of 2 runs did not finish" in done.stdout
     assert [path.parent.name.partition("-")[0] for path in tmp_path.glob("logs/s/*/result.json")] == ["good"]
+
+
+def test_ctrl_c_in_a_sweep_saves_the_running_jobs_and_the_same_command_finishes(command, study, cache, tmp_path):
+    options = [*study(a=["seed=0"], b=["seed=1"], c=["seed=2"]), "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    options += ["data.tokens=1000000", "trainer.max_steps=300", "trainer.checkpoint_every=10000"]
+    process = start(options, tmp_path, cache)
+    states = lambda: [json.loads(path.read_text()) for path in tmp_path.glob("logs/s/*/progress.json")]  # noqa: E731
+    deadline = time.time() + 120
+    while sum("loss" in state for state in states()) < 2:
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 130 and "the same command continues" in error
+    stopped = [state for state in states() if state["state"] == "interrupted"]
+    assert len(stopped) == 2
+    while any(Path(f"/proc/{state['pid']}").exists() for state in states()):
+        assert time.time() < deadline, "a job outlived its sweep"
+        time.sleep(0.1)
+    done = command("goldfish-train", *options)
+    assert done.returncode == 0 and len(list(tmp_path.glob("logs/s/*/result.json"))) == 3, done.stdout + done.stderr
 
 
 def test_a_group_that_holds_nothing_is_an_error(command):

@@ -3,17 +3,12 @@
 import csv
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-
-PROGRAM = shutil.which("goldfish-train", path=str(Path(sys.executable).parent))
+from conftest import TINY, start
 
 
 def test_a_run_ends_with_a_table_and_says_where_its_results_are(command, tmp_path):
@@ -58,13 +53,6 @@ def test_a_folder_that_holds_something_else_is_not_touched(command, tmp_path):
     done = command("goldfish-train", *TINY, "run_dir=mine")
     assert done.returncode == 1 and "mine is not empty and holds no run" in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-
-
-def start(arguments: list[str], cwd: Path, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(PROGRAM), *arguments, f"data.cache_dir={cache}"],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
 
 
 def wait_for_step(run_dirs: Path, step: int) -> Path:

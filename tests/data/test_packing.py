@@ -91,7 +91,7 @@ class Texts:
 
 
 def test_an_empty_corpus_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="data.corpus: the corpus holds no text"):
+    with pytest.raises(ValueError, match=r"data\.corpus: the corpus holds no text"):
         prepare(Texts(), TrainedBPE(300), SMALL, 0.05, tmp_path)
     with pytest.raises(ValueError, match=r"1 group\(s\) of documents.*split=paragraph"):
         prepare(Texts(Document("a", "a", "text")), TrainedBPE(300), SMALL, 0.05, tmp_path)

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_warm_up_rises_in_a_line_and_the_rest_falls_to_the_floor():
     for schedule in (WarmupCosine(0.1, 0.1), WarmupLinear(0.1, 0.1)):
         seen = rates(schedule, 100)
         assert seen[0] == pytest.approx(0.1) and seen[9] == pytest.approx(1.0)
-        assert all(a >= b for a, b in zip(seen[9:], seen[10:], strict=False))
+        assert all(a >= b for a, b in itertools.pairwise(seen[9:]))
         assert seen[-1] == pytest.approx(0.1, abs=0.012)
     assert rates(WarmupCosine(0.1, 0.1), 100)[55] == pytest.approx(0.55, abs=0.01)
     assert rates(Constant(), 5) == [1.0] * 5

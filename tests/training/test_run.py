@@ -1,6 +1,7 @@
 """Whole tiny runs: what they leave, that they repeat, resume and split over processes."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from goldfish.run import run
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Interrupted
+from goldfish.training.trainer import WholeCheckpoints
 
 
 def ledger(run_dir):
@@ -155,3 +158,17 @@ def test_training_starts_from_a_pretrained_folder(tiny, tmp_path):
     config["data"]["tokenizer"] = {"_target_": "goldfish.data.tokenizer.Pretrained", "path": str(first / "model")}
     second = do(config, tmp_path / "second")
     assert result(second)["metrics"]["val_loss"] < result(first)["metrics"]["val_loss"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"step": 1}, path)
+
+    def half(checkpoint, path, *args):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", lambda self, *args: half(*args))
+    with pytest.raises(OSError, match="No space left"):
+        WholeCheckpoints().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]

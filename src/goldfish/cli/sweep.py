@@ -1,9 +1,14 @@
 """A sweep from its list of jobs to its report: check all, skip the finished, launch the others, sum up."""
 
+import contextlib
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +17,9 @@ from goldfish.config import ConfigError, build
 from goldfish.runs.launch import Outcome
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.runs.watch import Watch
+
+ENDED = ("finished", "failed", "refused", "interrupted")
+PATIENCE = 60.0  # seconds that jobs get to save
 
 
 def expand(arms: dict[str, list[str]], grid: Sequence[Sequence[str]], chosen: Sequence[str] | None) -> list[list[str]]:
@@ -54,7 +62,7 @@ def run_sweep(
     )
     outcomes: Sequence[Outcome] = []
     if todo:
-        with Watch({path: path.name for path in todo}, console):
+        with Watch({path: path.name for path in todo}, console), _saving_on_ctrl_c(list(todo)):
             outcomes = launch_all(list(todo.values()))
     failed = [outcome for outcome in outcomes if outcome.state != "finished"]
     finished = [path for path in run_dirs if RunDirectory(path).finished]
@@ -90,6 +98,31 @@ def _check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]]) -> None
                 for problem, where in problems.items()
             ]
         )
+
+
+@contextlib.contextmanager
+def _saving_on_ctrl_c(run_dirs: list[Path]) -> Iterator[None]:
+    """Let running jobs finish their step and save before Ctrl-C reaches the launcher, which would kill them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)  # asked twice: now
+        running = {record: record.progress() for record in map(RunDirectory, run_dirs)}
+        running = {
+            record: progress for record, progress in running.items() if progress.get("state") not in (None, *ENDED)
+        }
+        for progress in running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(progress["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and any(record.progress()["state"] not in ENDED for record in running):
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:

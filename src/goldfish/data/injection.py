@@ -21,7 +21,7 @@ class Injection:
         self,
         documents: int = 16,
         never_seen: int = 16,
-        repeats: int = 60,
+        repeats: int = 72,
         document_tokens: int = 128,
         path: str | None = None,
         held_out: float = 0.2,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from goldfish.runs.record import RunDirectory
+from goldfish.runs.record import NO_SPACE, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ def launch(config: dict[str, Any], run_dir: Path, command: str) -> Outcome:
     state = "finished" if code == 0 else str(progress.get("state"))
     if code != 0 and state not in ("failed", "refused", "interrupted"):
         state = "failed"  # killed, or died too early to say so
+    if code == NO_SPACE:
+        state, progress["error"] = (
+            "failed",
+            f"no space left on the disk of {run_dir}; free some and type the same command: it continues",
+        )
     if state == "failed" and "error" not in progress:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         progress["error"] = f"the job ended with {name}; the end of its log:\n{log_tail(run_dir)}"

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 SCHEMA = 1
+NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
 # Keys that change where or how fast a run happens and not what it computes.
 NOT_IDENTITY = ("study", "arm", "name", "log_dir", "run_dir", "ckpt", "threads")
 PACKAGES = ("goldfish", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")

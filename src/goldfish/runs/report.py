@@ -55,6 +55,7 @@ _PRINTED = {
     "control_rouge_l": "control",
     "longest_prefix": "prefix",
     "val_loss": "val loss",
+    "supervised_tokens": "supervised",
     "seconds": "seconds",
 }
 _EXAMPLES = 4  # documents shown a run
@@ -121,11 +122,12 @@ def write_report(runs: Sequence[Run], out_dir: Path, title: str) -> ReportPaths:
 def print_summary(frame: pd.DataFrame, paths: ReportPaths | None, console: Console) -> None:
     """Print the summary as a table, then where summary.csv and report.html are, if they were written."""
     table = Table(box=None, header_style="bold")
-    for name, heading in _PRINTED.items():
-        table.add_column(heading, justify="left" if name == "run" else "right", overflow="fold")
+    shown = [name for name in _PRINTED if name != "seed" or frame["seed"].nunique() > 1]
+    for name in shown:
+        table.add_column(_PRINTED[name], justify="left" if name == "run" else "right", no_wrap=True)
     for _, row in frame.iterrows():
-        table.add_row(*(Text(_text(name, row[name])) for name in _PRINTED))  # Text: a run may be called "[red]"
-    console.print(table)
+        table.add_row(*(Text(_text(name, row[name])) for name in shown))  # Text: a run may be called "[red]"
+    console.print(table, width=max(console.width, 100), crop=False)
     for path in paths or ():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 

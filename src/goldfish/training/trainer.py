@@ -1,9 +1,12 @@
 """Settings of the training loop and of the devices it runs on, as they become a Lightning Trainer."""
 
 import inspect
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 class Strategy:
@@ -110,4 +113,20 @@ class TrainerSettings:
             default_root_dir=run_dir,
             deterministic=self.deterministic,
         )
-        return pl.Trainer(**arguments, **strategy.arguments, callbacks=callbacks, logger=logger, **self.options)
+        arguments |= strategy.arguments | self.options
+        return pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[WholeCheckpoints()])
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and then takes its place: a kill or a full disk never costs both."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
