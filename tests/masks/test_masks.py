@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,51 +11,76 @@ from goldfish.masks import STRATEGIES, Hashed, HashTable, Random, Static, goldfi
 from goldfish.masks.hashing import signed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official_hash_table.json"
+HASHED_GOLDEN = Path(__file__).parents[1] / "golden" / "hashed_mask.json"
 WORD = (1 << 64) - 1
 
 
-def slow_mix(x: int) -> int:
-    """splitmix64's finalizer in Python integers."""
+def slow_stream(seed: int, salt: int) -> int:
+    """splitmix64's finalizer, in Python integers."""
+    x = (seed * 0x9E3779B97F4A7C15 + salt) & WORD
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & WORD
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & WORD
     return x ^ (x >> 31)
 
 
+def slow_mix(x: int) -> int:
+    """The mixer of token values and of windows, in Python integers."""
+    x = x * 0xBF58476D1CE4E5B9 & WORD
+    return (x ^ (x >> 32)) * 0x94D049BB133111EB & WORD
+
+
 def slow_hashed(
-    ids: list[int], k: int, h: int, seed: int, context: str, first: str, boundary: int | None
+    ids: list[int], k: int, h: int, seed: int, context: str, first: str, boundary: int | None, exempt: list[int]
 ) -> list[bool]:
     """The hashed rule, token by token, from its definition."""
-    base, golden = 0x9FB21C651E98DF25, 0x9E3779B97F4A7C15
-    value_offset, window_offset = (slow_mix((seed * golden + salt) & WORD) for salt in (1, 2))
+    base = 0x9FB21C651E98DF25
     keep = []
-    for t in range(len(ids)):
+    for t, token_t in enumerate(ids):
         end = t + (context == "inclusive")
         document = max([p for p in range(t + 1) if ids[p] == boundary], default=0)
         start = max(end - h, document)
         window = ids[start:end]
-        if not window or (first == "keep" and len(window) < h):
+        if token_t in exempt or not window or (first == "keep" and len(window) < h):
             keep.append(True)
             continue
-        total = sum(
-            slow_mix((token + value_offset) & WORD) * pow(base, t - p, 1 << 64) for p, token in enumerate(window, start)
-        )
-        keep.append(slow_mix((total + window_offset) & WORD) >= (1 << 64) // k)
+        values = [slow_mix((token + slow_stream(seed, 1)) & WORD) for token in window]
+        total = sum(value * pow(base, t - p, 1 << 64) for p, value in enumerate(values, start))
+        hashed = slow_mix((total + slow_stream(seed, 2)) & WORD)
+        keep.append(signed(hashed) + (1 << 63) >= (1 << 64) // k)
     return keep
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
-    ids=st.lists(st.integers(0, 5), min_size=1, max_size=40),
+    ids=st.lists(st.integers(0, 5), min_size=13, max_size=40),
     k=st.integers(2, 9),
     h=st.integers(1, 12),
     seed=st.integers(0, 3),
     context=st.sampled_from(["preceding", "inclusive"]),
     first=st.sampled_from(["keep", "shorter"]),
     boundary=st.sampled_from([None, 0, 5]),
+    exempt=st.sampled_from([[], [0], [2, 5]]),
+    dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
 )
-def test_the_hashed_mask_equals_its_definition_token_by_token(ids, k, h, seed, context, first, boundary):
-    fast = Hashed(k, h, seed, context, first)(torch.tensor([ids]), boundary_id=boundary)
-    assert fast[0].tolist() == slow_hashed(ids, k, h, seed, context, first, boundary)
+def test_the_hashed_mask_equals_its_definition_token_by_token(ids, k, h, seed, context, first, boundary, exempt, dtype):
+    fast = Hashed(k, h, seed, context, first, exempt)(torch.tensor([ids], dtype=dtype), boundary_id=boundary)
+    assert fast[0].tolist() == slow_hashed(ids, k, h, seed, context, first, boundary, exempt)
+
+
+def test_the_hashed_mask_never_changes_between_versions():
+    golden = json.loads(HASHED_GOLDEN.read_text())
+    for case in golden["cases"]:
+        keep = Hashed(**case["settings"])(torch.tensor(case["ids"]), boundary_id=case["boundary_id"])
+        assert ["".join(map(str, row)) for row in keep.int().tolist()] == case["keep"], case["settings"]
+    big = golden["big"]
+    keep = Hashed(**big["settings"])(golden_ids(*big["shape"], big["vocabulary"]))
+    assert hashlib.sha256(bytes(keep.flatten().tolist())).hexdigest() == big["sha256_of_keep_bytes"]
+
+
+def golden_ids(rows: int, tokens: int, vocabulary: int) -> torch.Tensor:
+    """Ids by a formula, so that no random generator can change them: i * (i + 2 654 435 761) // 1009 mod vocabulary."""
+    i = torch.arange(rows * tokens).reshape(rows, tokens)
+    return i * (i + 2_654_435_761) // 1009 % vocabulary
 
 
 def test_hash_table_equals_the_released_code_bit_for_bit():
@@ -86,6 +112,65 @@ def test_a_document_has_the_same_fates_whatever_stands_before_it(boundary):
     for first in ("keep", "shorter"):
         keep = Hashed(k=2, h=6, first_tokens=first)(rows, boundary_id=boundary)
         assert torch.equal(keep[0, 9:30], keep[1, 9:30])
+
+
+def kept(text: str, documents: str, **settings) -> str:
+    """The mask of a picture: letters are tokens, `documents` marks with | where a document starts."""
+    ids = torch.tensor([[ord(letter) for letter in text]])
+    keep = Hashed(k=2, **settings)(ids, boundary_id=ord(documents))
+    return "".join("10"[not flag] for flag in keep[0])
+
+
+def test_a_document_s_first_h_tokens_are_kept():
+    # k=2, h=3: were the six tokens decided, a seed in 64 would keep them all.
+    for seed in range(20):
+        pattern = kept("|abcde|abcd", "|", h=3, seed=seed)
+        assert pattern[:3] == pattern[6:9] == "111"
+    assert {kept("|abcde|abcd", "|", h=3, seed=seed)[3] for seed in range(20)} == {"0", "1"}
+    # inclusive: the window of the token at h-1 is full
+    assert {kept("|abcde|abcd", "|", h=3, seed=seed, context="inclusive")[2] for seed in range(20)} == {"0", "1"}
+
+
+def test_with_shorter_windows_only_a_document_s_first_token_is_undecided():
+    patterns = [kept("|abcde|abcd", "|", h=3, seed=seed, first_tokens="shorter") for seed in range(40)]
+    assert {pattern[0] + pattern[6] for pattern in patterns} == {"11"}
+    for position in (1, 2, 3, 7, 8):
+        assert {pattern[position] for pattern in patterns} == {"0", "1"}
+
+
+@pytest.mark.parametrize("first_tokens", ["keep", "shorter"])
+@pytest.mark.parametrize("context", ["preceding", "inclusive"])
+def test_no_window_crosses_the_start_of_a_document(first_tokens, context):
+    for seed in range(20):
+        settings = {"h": 3, "seed": seed, "first_tokens": first_tokens, "context": context}
+        pattern = kept("|abcde|abcd", "|", **settings)
+        assert pattern[:5] == pattern[6:]  # |abcd begins both documents
+        assert kept("|xyzwq|abcd", "|", **settings)[6:] == pattern[6:]
+
+
+def test_a_row_s_start_is_a_document_s_start():
+    for first in ("keep", "shorter"):
+        assert kept("abcdef", "|", h=3, first_tokens=first) == kept("abcdef", "a", h=3, first_tokens=first)
+
+
+def test_inclusive_windows_see_the_decided_token_and_preceding_ones_do_not():
+    ids = torch.randint(0, 1000, (4000, 13))
+    other = ids.clone()
+    other[:, 12] = (ids[:, 12] + 1) % 1000
+    assert torch.equal(Hashed(4, 12)(ids)[:, 12], Hashed(4, 12)(other)[:, 12])
+    assert not torch.equal(
+        Hashed(4, 12, context="inclusive")(ids)[:, 12], Hashed(4, 12, context="inclusive")(other)[:, 12]
+    )
+
+
+def test_exempt_tokens_keep_their_loss_and_change_no_other_token_s_fate():
+    ids = torch.randint(0, 20, (50, 200))
+    plain, exempt = Hashed(k=2, h=5)(ids), Hashed(k=2, h=5, exempt_ids=[0, 7])(ids)
+    special = (ids == 0) | (ids == 7)
+    assert exempt[special].all()
+    assert not plain[special].all()
+    assert torch.equal(exempt[~special], plain[~special])
+    assert torch.equal(Hashed(k=2, h=5, exempt_ids=[])(ids), plain)
 
 
 def test_the_order_of_the_context_matters():
@@ -149,9 +234,9 @@ def test_unknown_names_are_refused_with_what_is_allowed():
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"strategy='hashd'.*hashed, static, random, hash_table"):
         goldfish_mask(ids, strategy="hashd")
-    with pytest.raises(ValueError, match="context='after'.*preceding.*inclusive"):
+    with pytest.raises(ValueError, match=r"context='after'.*preceding.*inclusive"):
         Hashed(context="after")
-    with pytest.raises(ValueError, match="first_tokens='drop'.*keep.*shorter"):
+    with pytest.raises(ValueError, match=r"first_tokens='drop'.*keep.*shorter"):
         Hashed(first_tokens="drop")
 
 
@@ -161,6 +246,40 @@ def test_ids_of_a_wrong_type_or_shape_are_refused_by_name(strategy):
         goldfish_mask(torch.zeros(2, 5), strategy=strategy)
     with pytest.raises(ValueError, match=r"ids_BT.*\(B rows, T tokens\).*\(5,\)"):
         goldfish_mask(torch.zeros(5, dtype=torch.int64), strategy=strategy)
+
+
+@pytest.mark.parametrize("context, shortest", [("preceding", 14), ("inclusive", 13)])
+def test_rows_too_short_for_any_window_are_refused_by_h_and_T(context, shortest):
+    row = torch.zeros(1, shortest, dtype=torch.int64)
+    Hashed(4, 13, context=context)(row)
+    with pytest.raises(ValueError, match=rf"h=13: .*T={shortest - 1} tokens.*first_tokens='shorter'"):
+        Hashed(4, 13, context=context)(row[:, 1:])
+    assert Hashed(4, 13, context=context, first_tokens="shorter")(row[:, 1:]).shape == (1, shortest - 1)
+
+
+@pytest.mark.parametrize("bad", [-100, 1 << 31])
+def test_ids_that_no_tokenizer_gives_are_refused_by_name(bad):
+    ids = torch.tensor([[5] * 20 + [bad]])
+    with pytest.raises(ValueError, match=rf"ids_BT: .*>= 0 and < 2\^31, got {min(bad, 5)} .. {max(bad, 5)}.*-100"):
+        Hashed(4, 13)(ids)
+
+
+@pytest.mark.parametrize("bad", [[-1], [1.5], ["eos"], [True], 7, "eos"])
+def test_exempt_ids_that_are_no_token_ids_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=r"exempt_ids=.*for example \["):
+        Hashed(exempt_ids=bad)
+
+
+def test_visits_that_do_not_number_the_rows_are_refused_by_name():
+    ids = torch.zeros(2, 30, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"visit_B: .*\(2,\).*\(2, 30\).*got \(3,\)"):
+        Random()(ids, visit_B=torch.arange(3))
+    with pytest.raises(TypeError, match=r"visit_B: .*integers.*float32"):
+        Random()(ids, visit_B=torch.zeros(2))
+
+
+def test_a_batch_without_rows_has_a_mask_without_rows():
+    assert Hashed(4, 13)(torch.zeros(0, 20, dtype=torch.int64)).shape == (0, 20)
 
 
 def test_the_caller_s_ids_are_not_changed():

@@ -101,8 +101,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
 
 
 def test_a_killed_run_continues_from_its_checkpoint_with_the_same_ledger(tiny, tmp_path):
-    whole, killed = do(tiny("data.tokens=25600"), tmp_path / "whole"), tmp_path / "killed"
-    RunDirectory(killed).claim(tiny("data.tokens=25600"))
+    whole, killed = do(tiny("data.tokens=102400"), tmp_path / "whole"), tmp_path / "killed"
+    RunDirectory(killed).claim(tiny("data.tokens=102400"))
     process = subprocess.Popen(
         [sys.executable, "-m", "goldfish.job", str(killed)], env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -113,7 +113,7 @@ def test_a_killed_run_continues_from_its_checkpoint_with_the_same_ledger(tiny, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "result.json").exists()
-    do(tiny("data.tokens=25600"), killed)
+    do(tiny("data.tokens=102400"), killed)
     assert ledger(whole) == ledger(killed)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(killed).values(), strict=True))
 

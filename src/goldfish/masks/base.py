@@ -1,5 +1,6 @@
 """What a mask is, and the checks that every mask shares."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -47,6 +48,17 @@ def checked_seed(seed: int) -> int:
     return seed
 
 
+def checked_exempt(exempt_ids: Sequence[int] | None) -> list[int] | None:
+    """`exempt_ids` as a list if they are token ids; ValueError else."""
+    if exempt_ids is None:
+        return None
+    if isinstance(exempt_ids, str) or not isinstance(exempt_ids, Sequence):
+        raise ValueError(f"exempt_ids={exempt_ids!r}: wanted a list of token ids, or null; type for example [0]")
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in exempt_ids):
+        raise ValueError(f"exempt_ids={list(exempt_ids)}: token ids are integers >= 0; type for example [0, 2]")
+    return list(exempt_ids)
+
+
 def checked_ids(ids_BT: Tensor) -> Tensor:
     """`ids_BT` if it is a (B, T) tensor of integers; TypeError or ValueError else."""
     if (
@@ -60,6 +72,19 @@ def checked_ids(ids_BT: Tensor) -> Tensor:
     if ids_BT.ndim != 2:
         raise ValueError(f"ids_BT: wanted shape (B rows, T tokens), got {tuple(ids_BT.shape)}")
     return ids_BT
+
+
+def checked_visits(visit_B: Tensor, ids_BT: Tensor) -> Tensor:
+    """`visit_B` if it holds one integer a row of `ids_BT`; TypeError or ValueError else."""
+    if not isinstance(visit_B, Tensor) or visit_B.is_floating_point() or visit_B.dtype == torch.bool:
+        given = visit_B.dtype if isinstance(visit_B, Tensor) else type(visit_B).__name__
+        raise TypeError(f"visit_B: the rows' numbers are a tensor of integers (torch.int64), got {given}")
+    if visit_B.shape != ids_BT.shape[:1]:
+        raise ValueError(
+            f"visit_B: wanted one number a row, shape ({len(ids_BT)},) for ids_BT of shape {tuple(ids_BT.shape)}, "
+            f"got {tuple(visit_B.shape)}"
+        )
+    return visit_B
 
 
 def keep_all(ids_BT: Tensor) -> Tensor:

@@ -5,29 +5,42 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from goldfish.masks.base import checked_h, checked_ids, checked_k, checked_seed, keep_all
-from goldfish.masks.hashing import at_least_one_in, mix64_, signed, stream
+from goldfish.masks.base import checked_exempt, checked_h, checked_ids, checked_k, checked_seed, keep_all
+from goldfish.masks.hashing import FACTOR, fold_, signed, stream
 
-BASE = 0x9FB21C651E98DF25  # any odd number with well-spread bits: its powers are the weights of the positions
+BASE = 0x9FB21C651E98DF25  # odd, so that it has an inverse mod 2^64; 5 mod 8, so that its powers repeat late
 BASE_INVERSE = pow(BASE, -1, 1 << 64)
+BLOCK = 1 << 15  # tokens decided at a time on a CPU, so that the passes over them stay in its cache
 
 
 class Hashed:
-    """Drop token t if and only if a hash of its context falls in the lowest 1/k of the 64-bit numbers.
+    """Drop token t if and only if a hash of its context is in the lowest 1/k of the signed 64-bit numbers.
 
-        ids          a  b  c  d  e  f  g         h = 3
-        context      .  .  .  abc bcd cde def    what decides each token (context="preceding", the paper's rule)
-        kept         1  1  1  1   0   1   1      the same three tokens always decide the same, in any row or run
+    The same h tokens decide the same wherever they stand: in any row, batch and run, on any device. A row of two
+    documents with h = 3 and `boundary_id` the token shown as |:
 
-    `k`: one token in k is dropped; None keeps all. `h`: context width in tokens (paper: 13).
-    `seed`: another seed gives an independent mask. `context`: "preceding", or "inclusive" for windows that end at the
-    decided token itself (the released code and Apertus; then only some continuations of a context are dropped).
-    `first_tokens`: tokens with fewer than h tokens before them in their document (or row) are kept ("keep"), or
-    decided by the tokens there are ("shorter"). Windows never cross the start of a document (`boundary_id`).
+        ids       |    a    b    c    d    e    |    a    b    c    d
+        context   .    .    .    |ab  abc  bcd  .    .    .    |ab  abc    the h tokens before it (the paper's rule)
+        kept      1    1    1    1    0    1    1    1    1    1    0      . = too few before it in its document: kept
 
-    The hash is a polynomial of well-mixed token values over Z/2^64, so it sees the order of the context; windows are
-    differences of prefix sums, so the cost does not depend on h.
+    `k`: one token in k is dropped; None keeps all (paper: 3 or 4). `h`: context width in tokens (paper: 13).
+    `seed`: another seed gives an independent mask.
+    `context`: "preceding" reads the tokens t-h .. t-1. "inclusive" reads t-h+1 .. t (the released code, Apertus): then
+        only some continuations of a context are dropped, and a model can still learn the others after it.
+    `first_tokens`: what happens to tokens with fewer than h tokens of context in their document (or row). "keep" keeps
+        them. "shorter" decides them by the tokens there are, and keeps only a document's first token, which has none
+        ("inclusive": decides that one too). Windows never reach across the start of a document.
+    `exempt_ids`: tokens that always keep their loss, such as special tokens; they still count as context of others.
+        None: no token is special, neither padding nor eos nor id 0.
+
+    Raises ValueError when no window of a row can be full (h >= T; with "inclusive" h > T) and first_tokens="keep",
+    which would be the standard loss under another name, and on ids outside 0 .. 2^31 - 1, such as the -100 of labels.
+    That check is one pass over the ids; on a GPU it waits for the device.
+
+    How: a polynomial in BASE of mixed token values mod 2^64, so it sees the order of the context; windows are
+    differences of prefix sums, so the cost does not depend on h. Two windows share their hash with chance 2^-64.
     """
 
     strategy = "hashed"
@@ -39,6 +52,7 @@ class Hashed:
         seed: int = 0,
         context: Literal["preceding", "inclusive"] = "preceding",
         first_tokens: Literal["keep", "shorter"] = "keep",
+        exempt_ids: list[int] | None = None,
     ) -> None:
         self.k, self.h, self.seed = checked_k(k), checked_h(h), checked_seed(seed)
         if context not in ("preceding", "inclusive"):
@@ -47,54 +61,95 @@ class Hashed:
             )
         if first_tokens not in ("keep", "shorter"):
             raise ValueError(f"first_tokens={first_tokens!r}: allowed are 'keep' and 'shorter'")
-        self.context, self.first_tokens = context, first_tokens
+        self.context, self.first_tokens, self.exempt_ids = context, first_tokens, checked_exempt(exempt_ids)
+        self._token_offset, self._window_offset = (stream(seed, salt) for salt in (1, 2))
 
     def __call__(self, ids_BT: Tensor, *, boundary_id: int | None = None, visit_B: Tensor | None = None) -> Tensor:
         """Return keep_BT, bool; see `Mask`."""
         checked_ids(ids_BT)
         if self.k is None:
             return keep_all(ids_BT)
-        batch, length = ids_BT.shape
-        device = ids_BT.device
-        weight_T, unweight_T = _powers(length, device)
+        length, own = ids_BT.shape[1], int(self.context == "inclusive")
+        if self.first_tokens == "keep" and length < self.h + 1 - own:
+            raise ValueError(
+                f"h={self.h}: rows of T={length} tokens hold no window of h tokens, so nothing would be dropped; "
+                f"give an h below {length + own}, longer rows, or first_tokens='shorter'"
+            )
+        if ids_BT.numel() and int(ids_BT.to(torch.int32).amin()) < 0:
+            raise ValueError(
+                f"ids_BT: token ids are >= 0 and < 2^31, got {int(ids_BT.min())} .. {int(ids_BT.max())}; "
+                "hash the raw ids, not labels in which an ignore index such as -100 stands"
+            )
+        keep_BT = torch.empty(ids_BT.shape, dtype=torch.bool, device=ids_BT.device)
+        rows = max(1, BLOCK // length) if ids_BT.device.type == "cpu" else max(1, len(ids_BT))
+        shape = min(rows, len(ids_BT)), length + 1
+        sum_RT = torch.zeros(shape, dtype=torch.int64, device=ids_BT.device)
+        hash_RT = torch.empty(shape[0], length, dtype=torch.int64, device=ids_BT.device)
+        for ids_RT, keep_RT in zip(ids_BT.split(rows), keep_BT.split(rows), strict=True):
+            self._decide_(ids_RT, boundary_id, sum_RT[: len(ids_RT)], hash_RT[: len(ids_RT)], keep_RT)
+        if self.exempt_ids is not None:
+            keep_BT |= torch.isin(ids_BT, torch.tensor(self.exempt_ids, device=ids_BT.device))
+        return keep_BT
 
-        value_BT = mix64_(ids_BT.to(torch.int64) + stream(self.seed, salt=1))
-        value_BT *= unweight_T
-        sum_BT = torch.zeros(batch, length + 1, dtype=torch.int64, device=device)  # sum_BT[:, t]: the first t tokens
-        torch.cumsum(value_BT, dim=1, out=sum_BT[:, 1:])
+    def _decide_(
+        self, ids_RT: Tensor, boundary_id: int | None, sum_RT: Tensor, hash_RT: Tensor, keep_RT: Tensor
+    ) -> None:
+        """Write the fates of some rows into `keep_RT`; `sum_RT` (its first column 0) and `hash_RT` are scratch."""
+        length, own = ids_RT.shape[1], int(self.context == "inclusive")
+        weight_T, unweight_T = _powers(length, ids_RT.device)
 
-        # The window of token t is [start, end): h tokens that end before t, or with t.
-        end_T = torch.arange(length, device=device) + (self.context == "inclusive")
-        start_T = end_T - self.h
-        if boundary_id is None:
-            full = start_T >= 0
-            window_BT = sum_BT[:, end_T] - sum_BT[:, start_T.clamp(min=0)]
-        else:
-            document_BT = _document_starts(ids_BT, boundary_id)
-            start_BT = torch.maximum(start_T, document_BT)
-            full = start_T >= document_BT
-            window_BT = sum_BT[:, end_T] - sum_BT.gather(1, torch.minimum(start_BT, end_T))
-        window_BT *= weight_T
-        keep_BT = at_least_one_in(self.k, mix64_(window_BT.add_(stream(self.seed, salt=2))))
-        if self.first_tokens == "keep":
-            return keep_BT.logical_or_(~full)
-        # With no context at all there is nothing to decide by: keep.
-        first_BT = end_T == 0 if boundary_id is None else document_BT == end_T
-        return keep_BT.logical_or_(first_BT)
+        # Prefix sums of value[t] / BASE^t: sum_RT[:, t] holds the first t tokens. int64 wraps, which is the mod 2^64.
+        fold_(hash_RT.copy_(ids_RT).add_(self._token_offset), sum_RT[:, 1:]).mul_(unweight_T)
+        torch.cumsum(hash_RT, dim=1, out=sum_RT[:, 1:])
+
+        starts_RT = None if boundary_id is None else ids_RT == boundary_id
+        if starts_RT is not None and self.first_tokens == "shorter":
+            first_RT = sum_RT.gather(1, _window_starts(starts_RT, self.h - own))
+            torch.sub(sum_RT[:, own : own + length], first_RT, out=hash_RT)
+        else:  # windows that reach over a start are wrong here, and overruled below
+            full = min(self.h - own, length)  # the first token whose window is full
+            hash_RT[:, :full] = sum_RT[:, own : own + full]
+            torch.sub(sum_RT[:, full + own :][:, : length - full], sum_RT[:, : length - full], out=hash_RT[:, full:])
+        hash_RT.mul_(weight_T).add_(self._window_offset)
+
+        # The lowest 1/k of the signed numbers are dropped.
+        fold_(hash_RT, sum_RT[:, 1:]).mul_(FACTOR)
+        torch.ge(hash_RT, signed((1 << 64) // self.k + (1 << 63)), out=keep_RT)  # type: ignore[operator]
+        wanted = (self.h if self.first_tokens == "keep" else 1) - own  # tokens before t in its document
+        keep_RT[:, :wanted] = True
+        if starts_RT is not None and wanted:
+            keep_RT |= _largest_of_last(starts_RT, wanted)
 
 
-@lru_cache(maxsize=8)
 def _powers(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """BASE^t and BASE^-t mod 2^64 for t < length, int64."""
-    weight, unweight, up, down = [], [], 1, 1
+    """BASE^t and FACTOR x BASE^-t mod 2^64 for t < length, int64: the second also ends the mixing of a token's value."""
+    weight, unweight = _power_table(1 << length.bit_length(), device)
+    return weight[:length], unweight[:length]
+
+
+@lru_cache(maxsize=32)
+def _power_table(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    weight, unweight, up, down = [], [], 1, FACTOR
     for _ in range(length):
         weight.append(signed(up))
         unweight.append(signed(down))
         up, down = up * BASE % (1 << 64), down * BASE_INVERSE % (1 << 64)
-    return torch.tensor(weight, device=device), torch.tensor(unweight, device=device)
+    table_2T = torch.tensor([weight, unweight], dtype=torch.int64, device=device)
+    return table_2T[0], table_2T[1]
 
 
-def _document_starts(ids_BT: Tensor, boundary_id: int) -> Tensor:
-    """For each token the position of its document's first token, which is a boundary token or the row's first."""
-    position_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    return torch.where(ids_BT == boundary_id, position_T, 0).cummax(dim=1).values
+def _window_starts(starts_BT: Tensor, width: int) -> Tensor:
+    """For each token the first position of its window: `width` before it, but not before its document's first token."""
+    position_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
+    recent_BT = _largest_of_last(torch.where(starts_BT, position_T, 0), min(width, len(position_T)))
+    return torch.maximum(recent_BT, position_T - width)
+
+
+def _largest_of_last(x_BT: Tensor, n: int) -> Tensor:
+    """The largest value >= 0 on the token and the n - 1 before it, by doubling; n at most T."""
+    width = 1
+    while width < n:
+        step = min(width, n - width)
+        x_BT = torch.maximum(x_BT, pad(x_BT[:, :-step], (step, 0)))
+        width += step
+    return x_BT

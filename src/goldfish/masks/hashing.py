@@ -1,7 +1,9 @@
-"""64-bit integer hashing in torch: integers only, so every device gives the same bits."""
+"""Integer hashing in torch: integers only, so every device gives the same bits."""
 
 import torch
 from torch import Tensor
+
+FACTOR = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB as a signed number: splitmix64's second factor
 
 
 def signed(value: int) -> int:
@@ -18,8 +20,20 @@ def mix64_(x: Tensor) -> Tensor:
     x ^= (x >> 30) & ((1 << 34) - 1)
     x *= signed(0xBF58476D1CE4E5B9)
     x ^= (x >> 27) & ((1 << 37) - 1)
-    x *= signed(0x94D049BB133111EB)
+    x *= FACTOR
     x ^= (x >> 31) & ((1 << 33) - 1)
+    return x
+
+
+def fold_(x: Tensor, scratch: Tensor) -> Tensor:
+    """The cheap half of a scrambling, in place on int64: a product, and its top 32 bits folded into the low ones.
+
+    Whoever multiplies the result by an odd number has mixed every input bit into the top bits, which is where a
+    comparison with a threshold looks. `scratch` has the shape of `x` and is overwritten.
+    """
+    x *= signed(0xBF58476D1CE4E5B9)
+    torch.bitwise_right_shift(x, 32, out=scratch).bitwise_and_((1 << 32) - 1)  # the mask makes it a logical shift
+    x ^= scratch
     return x
 
 
@@ -30,6 +44,5 @@ def stream(seed: int, salt: int) -> int:
 
 
 def at_least_one_in(k: int, hash_BT: Tensor) -> Tensor:
-    """True where the hash, read as an unsigned 64-bit number, is >= 2^64 / k: with probability 1 - 1/k."""
-    # Flipping the sign bit turns the unsigned order into the signed one that torch compares by.
-    return (hash_BT ^ signed(1 << 63)) >= signed((1 << 64) // k + (1 << 63))
+    """True where the int64 hash is not among the lowest 1/k of the numbers that it can be: with probability 1 - 1/k."""
+    return hash_BT >= signed((1 << 64) // k + (1 << 63))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from goldfish.masks.base import checked_ids, checked_k, checked_seed, keep_all
+from goldfish.masks.base import checked_ids, checked_k, checked_seed, checked_visits, keep_all
 from goldfish.masks.hashing import at_least_one_in, mix64_, stream
 
 
@@ -45,5 +45,5 @@ class Random:
         if visit_B is None:
             return torch.rand(checked_ids(ids_BT).shape, device=ids_BT.device) >= 1 / self.k
         position_T = torch.arange(checked_ids(ids_BT).shape[1], device=ids_BT.device)
-        row_B1 = mix64_(visit_B.to(torch.int64).unsqueeze(1) + stream(self.seed, salt=3))
+        row_B1 = mix64_(checked_visits(visit_B, ids_BT).to(torch.int64).unsqueeze(1) + stream(self.seed, salt=3))
         return at_least_one_in(self.k, mix64_(row_B1 + position_T))

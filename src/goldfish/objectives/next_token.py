@@ -3,7 +3,9 @@
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.linear_loss import linear_cross_entropy
+from goldfish.linear_loss import goldfish_loss, target_count
+
+__all__ = ["NextToken", "kept_loss", "target_count"]
 
 
 class NextToken:
@@ -17,10 +19,4 @@ class NextToken:
 
 def kept_loss(hidden_BTD: Tensor, weight_VD: Tensor, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
     """Sum over kept targets of the cross entropy of `ids_BT[:, 1:]` given `hidden_BTD[:, :-1]`."""
-    keep_BS = keep_BT[:, 1:]
-    return linear_cross_entropy(hidden_BTD[:, :-1][keep_BS], weight_VD, ids_BT[:, 1:][keep_BS])
-
-
-def target_count(keep_BT: Tensor) -> Tensor:
-    """How many targets of the rows keep their loss: an int64 scalar tensor."""
-    return keep_BT[:, 1:].sum()
+    return goldfish_loss(hidden_BTD, weight_VD, ids_BT, keep_BT, count=1)
