@@ -44,7 +44,8 @@ def build(cls: type[T], node: dict[str, Any]) -> T:
 
 def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> Any:
     before = len(problems)
-    hints = get_type_hints(cls.__init__)
+    constructor: Any = cls
+    hints = get_type_hints(constructor.__init__)
     parameters = [p for p in inspect.signature(cls).parameters.values() if p.name != "self"]
     names = [parameter.name for parameter in parameters]
     for key in node:

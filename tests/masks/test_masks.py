@@ -278,8 +278,9 @@ def test_visits_that_do_not_number_the_rows_are_refused_by_name():
         Random()(ids, visit_B=torch.zeros(2))
 
 
-def test_a_batch_without_rows_has_a_mask_without_rows():
+def test_a_batch_without_rows_or_tokens_has_a_mask_without_any():
     assert Hashed(4, 13)(torch.zeros(0, 20, dtype=torch.int64)).shape == (0, 20)
+    assert Hashed(4, 13, first_tokens="shorter")(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0)
 
 
 def test_the_caller_s_ids_are_not_changed():

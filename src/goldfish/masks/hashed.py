@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from goldfish.masks.base import checked_exempt, checked_h, checked_ids, checked_k, checked_seed, keep_all
-from goldfish.masks.hashing import FACTOR, fold_, signed, stream
+from goldfish.masks.hashing import FACTORS, fold_, signed, stream
 
 BASE = 0x9FB21C651E98DF25  # odd, so that it has an inverse mod 2^64; 5 mod 8, so that its powers repeat late
 BASE_INVERSE = pow(BASE, -1, 1 << 64)
-BLOCK = 1 << 15  # tokens decided at a time on a CPU, so that the passes over them stay in its cache
+BLOCK = 1 << 16  # tokens decided at a time on a CPU, so that the passes over them stay in its cache
 
 
 class Hashed:
@@ -62,7 +62,7 @@ class Hashed:
         if first_tokens not in ("keep", "shorter"):
             raise ValueError(f"first_tokens={first_tokens!r}: allowed are 'keep' and 'shorter'")
         self.context, self.first_tokens, self.exempt_ids = context, first_tokens, checked_exempt(exempt_ids)
-        self._token_offset, self._window_offset = (stream(seed, salt) for salt in (1, 2))
+        self._token_offset, self._window_offset = (signed(stream(seed, salt) * FACTORS[0]) for salt in (1, 2))
 
     def __call__(self, ids_BT: Tensor, *, boundary_id: int | None = None, visit_B: Tensor | None = None) -> Tensor:
         """Return keep_BT, bool; see `Mask`."""
@@ -81,7 +81,7 @@ class Hashed:
                 "hash the raw ids, not labels in which an ignore index such as -100 stands"
             )
         keep_BT = torch.empty(ids_BT.shape, dtype=torch.bool, device=ids_BT.device)
-        rows = max(1, BLOCK // length) if ids_BT.device.type == "cpu" else max(1, len(ids_BT))
+        rows = max(1, BLOCK // max(1, length)) if ids_BT.device.type == "cpu" else max(1, len(ids_BT))
         shape = min(rows, len(ids_BT)), length + 1
         sum_RT = torch.zeros(shape, dtype=torch.int64, device=ids_BT.device)
         hash_RT = torch.empty(shape[0], length, dtype=torch.int64, device=ids_BT.device)
@@ -99,7 +99,8 @@ class Hashed:
         weight_T, unweight_T = _powers(length, ids_RT.device)
 
         # Prefix sums of value[t] / BASE^t: sum_RT[:, t] holds the first t tokens. int64 wraps, which is the mod 2^64.
-        fold_(hash_RT.copy_(ids_RT).add_(self._token_offset), sum_RT[:, 1:]).mul_(unweight_T)
+        torch.mul(ids_RT.to(torch.int64), signed(FACTORS[0]), out=hash_RT)  # type: ignore[call-overload]
+        fold_(hash_RT.add_(self._token_offset), sum_RT[:, 1:]).mul_(unweight_T)
         torch.cumsum(hash_RT, dim=1, out=sum_RT[:, 1:])
 
         starts_RT = None if boundary_id is None else ids_RT == boundary_id
@@ -112,9 +113,10 @@ class Hashed:
             torch.sub(sum_RT[:, full + own :][:, : length - full], sum_RT[:, : length - full], out=hash_RT[:, full:])
         hash_RT.mul_(weight_T).add_(self._window_offset)
 
-        # The lowest 1/k of the signed numbers are dropped.
-        fold_(hash_RT, sum_RT[:, 1:]).mul_(FACTOR)
-        torch.ge(hash_RT, signed((1 << 64) // self.k + (1 << 63)), out=keep_RT)  # type: ignore[operator]
+        # The first product of the mixing is in the offset and in weight_T. The lowest 1/k signed numbers are dropped.
+        fold_(hash_RT, sum_RT[:, 1:]).mul_(signed(FACTORS[1]))
+        threshold = signed((1 << 64) // self.k + (1 << 63))  # type: ignore[operator]
+        keep_RT.copy_(hash_RT.ge_(threshold))  # in two steps: torch does not vectorise a compare from int64 to bool
         wanted = (self.h if self.first_tokens == "keep" else 1) - own  # tokens before t in its document
         keep_RT[:, :wanted] = True
         if starts_RT is not None and wanted:
@@ -122,14 +124,14 @@ class Hashed:
 
 
 def _powers(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """BASE^t and FACTOR x BASE^-t mod 2^64 for t < length, int64: the second also ends the mixing of a token's value."""
+    """FACTORS[0] x BASE^t and FACTORS[1] x BASE^-t mod 2^64 for t < length, int64: products that mixing needs anyway."""
     weight, unweight = _power_table(1 << length.bit_length(), device)
     return weight[:length], unweight[:length]
 
 
 @lru_cache(maxsize=32)
 def _power_table(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    weight, unweight, up, down = [], [], 1, FACTOR
+    weight, unweight, up, down = [], [], *FACTORS
     for _ in range(length):
         weight.append(signed(up))
         unweight.append(signed(down))

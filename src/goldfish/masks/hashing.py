@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-FACTOR = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB as a signed number: splitmix64's second factor
+FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's
 
 
 def signed(value: int) -> int:
@@ -18,20 +18,19 @@ def mix64_(x: Tensor) -> Tensor:
     torch shifts int64 arithmetically; the masks make the shifts logical.
     """
     x ^= (x >> 30) & ((1 << 34) - 1)
-    x *= signed(0xBF58476D1CE4E5B9)
+    x *= signed(FACTORS[0])
     x ^= (x >> 27) & ((1 << 37) - 1)
-    x *= FACTOR
+    x *= signed(FACTORS[1])
     x ^= (x >> 31) & ((1 << 33) - 1)
     return x
 
 
 def fold_(x: Tensor, scratch: Tensor) -> Tensor:
-    """The cheap half of a scrambling, in place on int64: a product, and its top 32 bits folded into the low ones.
+    """Fold the top 32 bits into the low ones, in place on int64; `scratch` has the shape of `x` and is overwritten.
 
-    Whoever multiplies the result by an odd number has mixed every input bit into the top bits, which is where a
-    comparison with a threshold looks. `scratch` has the shape of `x` and is overwritten.
+    Between two products with odd numbers (FACTORS) it mixes every input bit into the top bits, which is where a
+    comparison with a threshold looks.
     """
-    x *= signed(0xBF58476D1CE4E5B9)
     torch.bitwise_right_shift(x, 32, out=scratch).bitwise_and_((1 << 32) - 1)  # the mask makes it a logical shift
     x ^= scratch
     return x

@@ -53,7 +53,8 @@ def run_dir_of(config: dict[str, Any]) -> Path:
     """The run's folder: `run_dir`, or log_dir/study/label-identity."""
     if config["run_dir"]:
         return Path(config["run_dir"])
-    return Path(config["log_dir"]) / config["study"] / f"{label(config)}-{identity(config)}"
+    study = Path(config["log_dir"], config["study"])
+    return study / f"{label(config)}-{identity(config)}"
 
 
 def write_atomically(path: Path, text: str) -> None:
