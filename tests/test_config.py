@@ -56,6 +56,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         ("data.injection.document_tokens", 100, "data.injection.document_tokens=100: documents are shorter than evaluation.prefix_tokens=64"),
         ("data.injection.repeats", 10_000, "exposures do not fit"),
         ("model.max_length", 128, "data.sequence_length=192: the model reads at most 128 tokens"),
+        ("mask.h", 192, "h=192: rows of T=192 tokens hold no window of h tokens"),
         ("model.heads", 3, "model: hidden_size=128: must be a multiple of heads=3"),
         ("trainer.options", {"logger": False}, "trainer: options.logger: not an option of lightning.pytorch.Trainer"),
         ("trainer.clip", -1.0, "trainer: clip=-1.0: must be more than 0, or null"),
@@ -93,6 +94,7 @@ def test_only_classes_of_allowed_packages_are_built(composed, target):
 def test_a_fork_s_own_package_is_allowed_by_name(composed, monkeypatch, tmp_path):
     (tmp_path / "mystudy.py").write_text(
         "class Mine:\n    strategy = 'mine'\n    def __init__(self, k: int = 3) -> None:\n        self.k = k\n"
+        "    def __call__(self, ids_BT, **_):\n        return ids_BT >= 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = set_key(composed(), "mask", {"_target_": "mystudy.Mine"})

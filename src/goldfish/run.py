@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from goldfish.config import build
@@ -58,6 +59,7 @@ class Job:
             raise ValueError(
                 f"data.sequence_length={data.sequence_length}: the model reads at most {model.max_length} tokens"
             )
+        mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt

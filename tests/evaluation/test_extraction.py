@@ -4,8 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import LCSseq
 
-from goldfish.data.packing import InjectedDocument
-from goldfish.evaluation.extraction import Extraction, compare, forced_matches, greedy, summarize
+from goldfish.data.corpus import Factbook
+from goldfish.data.injection import Injection
+from goldfish.data.packing import InjectedDocument, prepare
+from goldfish.data.tokenizer import TrainedBPE
+from goldfish.evaluation.extraction import Extraction, compare, extract, forced_matches, greedy, summarize
+from goldfish.masks import Hashed
 from goldfish.model import LlamaFromConfig
 
 
@@ -64,6 +68,19 @@ def test_a_document_shorter_than_prefix_and_suffix_is_refused_by_id():
         Extraction(2, 2).prompts([short], separator_id=0)
     with pytest.raises(ValueError, match="suffix_tokens=0: must be at least 1"):
         Extraction(2, 0)
+
+
+def test_a_suffix_shorter_than_the_mask_s_window_is_extracted_all_the_same(cache):
+    prepared = prepare(
+        Factbook(), TrainedBPE(512), Injection(documents=2, never_seen=2, document_tokens=32), 0.05, cache
+    )
+    model = LlamaFromConfig(32, 1, 2, 64)(vocab_size=512, separator_id=prepared.separator, seed=0)
+    ask = lambda settings: extract(  # noqa: E731
+        model, prepared.tokenizer, prepared.separator, prepared.documents, {}, settings, Hashed(k=2, h=13)
+    )
+    short, long = ask(Extraction(4, 4)), ask(Extraction(4, 28))
+    assert len(short) == 4 and [row["kept"] for row in short] == [row["kept"][:4] for row in long]
+    assert not all(kept for row in long for kept in row["kept"])
 
 
 def test_the_summary_keeps_injected_and_never_seen_apart():

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from rapidfuzz.distance import LCSseq
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from goldfish.data.packing import InjectedDocument
@@ -67,7 +68,9 @@ def extract(
     """
     ids_NT = settings.prompts(documents, separator_id)
     start = 1 + settings.prefix_tokens
-    kept_NS = mask(ids_NT, boundary_id=separator_id)[:, start:]
+    # A mask refuses rows that no window of h tokens fits into; what follows a row cannot change the fates in it.
+    longer_NT = pad(ids_NT, (0, max(0, getattr(mask, "h", 0) + 1 - ids_NT.shape[1])))
+    kept_NS = mask(longer_NT, boundary_id=separator_id)[:, start : ids_NT.shape[1]]
     rows: list[dict[str, Any]] = []
     for low in range(0, len(documents), settings.batch_size):
         batch_NT = ids_NT[low : low + settings.batch_size]

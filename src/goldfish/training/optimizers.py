@@ -47,7 +47,9 @@ class Muon:
         newton_schulz_steps: int = 3,
     ) -> None:
         _positive(lr=lr, adamw_lr=adamw_lr, newton_schulz_steps=newton_schulz_steps)
-        self._muon: dict[str, Any] = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=newton_schulz_steps)
+        self._muon: dict[str, Any] = dict(
+            lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=newton_schulz_steps
+        )
         self._adamw: dict[str, Any] = dict(lr=adamw_lr, betas=(beta1, beta2), weight_decay=weight_decay)
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
