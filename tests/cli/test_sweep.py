@@ -101,7 +101,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_reported(command, study, t
 
 def test_ctrl_c_in_a_sweep_saves_the_running_jobs_and_the_same_command_finishes(command, study, cache, tmp_path):
     options = [*study(a=["seed=0"], b=["seed=1"], c=["seed=2"]), "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    options += ["data.tokens=1000000", "trainer.max_steps=300", "trainer.checkpoint_every=10000"]
+    options += ["data.tokens=1000000", "trainer.max_steps=1200", "trainer.checkpoint_every=10000"]
     process = start(options, tmp_path, cache)
     states = lambda: [json.loads(path.read_text()) for path in tmp_path.glob("logs/s/*/progress.json")]  # noqa: E731
     deadline = time.time() + 120

@@ -69,14 +69,14 @@ LONG = [*TINY, "data.tokens=1000000"]
 
 
 def test_ctrl_c_saves_and_the_same_command_continues(cache, tmp_path):
-    process = start([*LONG, "trainer.max_steps=400"], tmp_path, cache)
+    process = start([*LONG, "trainer.max_steps=1500"], tmp_path, cache)
     run_dir = wait_for_step(tmp_path / "logs" / "runs", 1)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command continues from there" in out
     stopped = json.loads((run_dir / "progress.json").read_text())
     assert stopped["state"] == "interrupted" and not (run_dir / "result.json").exists()
-    process = start([*LONG, "trainer.max_steps=400"], tmp_path, cache)
+    process = start([*LONG, "trainer.max_steps=1500"], tmp_path, cache)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "continuing the unfinished run" in out
