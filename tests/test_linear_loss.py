@@ -28,8 +28,9 @@ def oracle(hidden, weight, target):
 
 @pytest.fixture
 def chunks_of_seven(monkeypatch):
-    """Chunks of 7 targets, 3 of them at a time in the softmax."""
+    """Chunks of 7 targets, 3 of them at a time in the softmax; blocks of 4 rows of a weight gradient."""
     monkeypatch.setattr(goldfish.linear_loss, "_chunking", lambda *_: (7, 3))
+    monkeypatch.setattr(goldfish.linear_loss, "BLOCK", 4)
 
 
 class Calls(TorchDispatchMode):
@@ -172,10 +173,11 @@ def test_two_losses_in_one_backward_and_one_loss_in_two():
     (linear_cross_entropy(hidden, weight, target) * 2 + linear_cross_entropy(hidden, weight, other)).backward()
     both = 2 * oracle(hidden, weight, target) + oracle(hidden, weight, other)
     assert relative(weight.grad, torch.autograd.grad(both, weight)[0]) < 1e-5
-    loss = linear_cross_entropy(hidden, weight, target)
-    first = torch.autograd.grad(loss * 2, (hidden, weight), retain_graph=True)
-    second = torch.autograd.grad(loss, (hidden, weight))
-    assert all(torch.equal(a, 2 * b) for a, b in zip(first, second, strict=True))
+    for dtype in (torch.float32, torch.bfloat16):
+        loss = linear_cross_entropy(hidden.to(dtype), weight.to(dtype), target)
+        first = torch.autograd.grad(loss * 2, (hidden, weight), retain_graph=True)
+        second = torch.autograd.grad(loss, (hidden, weight))
+        assert all(torch.equal(a, 2 * b) for a, b in zip(first, second, strict=True))
 
 
 def test_second_derivatives_are_refused_not_taken_for_zero():

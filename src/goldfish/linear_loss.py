@@ -113,25 +113,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         ctx.types = hidden_ND.dtype, weight_VD.dtype
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            grad_hidden_ND = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
-            grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
-            hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-            rows, softmax_rows = _chunking(hidden_ND.device.type, len(weight_VD), dtype.itemsize)
-            logits = hidden_ND.new_empty(min(rows, len(hidden_ND)), len(weight_VD))  # one allocation for all chunks
-            loss_N = target_N.new_empty(len(target_N), dtype=exact)
-            for start in range(0, len(hidden_ND), rows):
-                chunk = slice(start, start + rows)
-                hidden_CD = hidden_ND[chunk]
-                logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits[: len(hidden_CD)])
-                loss_N[chunk] = _loss_and_gradient_(logits_CV, target_N[chunk], softmax_rows, exact)
-                if grad_hidden_ND is not None:
-                    grad_hidden_ND[chunk] = logits_CV @ weight_VD
-                if grad_weight_VD is not None and dtype == exact:
-                    grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
-                elif grad_weight_VD is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
-                    for grad_bD, logits_bC in zip(*_blocks(grad_weight_VD, logits_CV.T), strict=True):
-                        grad_bD += logits_bC @ hidden_CD
+        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        rows, softmax_rows = _chunking(hidden_ND.device.type, len(weight_VD), dtype.itemsize)
+        logits = hidden_ND.new_empty(min(rows, len(hidden_ND)), len(weight_VD))  # one allocation for all chunks
+        loss_N = target_N.new_empty(len(target_N), dtype=exact)
+        for start in range(0, len(hidden_ND), rows):
+            chunk = slice(start, start + rows)
+            hidden_CD = hidden_ND[chunk]
+            logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits[: len(hidden_CD)])
+            loss_N[chunk] = _loss_and_gradient_(logits_CV, target_N[chunk], softmax_rows, exact)
+            if grad_hidden_ND is not None:
+                grad_hidden_ND[chunk] = logits_CV @ weight_VD
+            if grad_weight_VD is not None and dtype == exact:
+                grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
+            elif grad_weight_VD is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
+                for grad_bD, logits_bC in zip(*_blocks(grad_weight_VD, logits_CV.T), strict=True):
+                    grad_bD += logits_bC @ hidden_CD
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         return loss_N.sum()
 
