@@ -12,7 +12,7 @@ from goldfish.masks.hashing import FACTORS, fold_, signed, stream
 
 BASE = 0x9FB21C651E98DF25  # odd, so that it has an inverse mod 2^64; 5 mod 8, so that its powers repeat late
 BASE_INVERSE = pow(BASE, -1, 1 << 64)
-BLOCK = 1 << 16  # tokens decided at a time on a CPU, so that the passes over them stay in its cache
+BLOCK = 1 << 16  # tokens decided at a time by each CPU thread, so that the passes over them stay in its core's cache
 
 
 class Hashed:
@@ -81,10 +81,11 @@ class Hashed:
                 "hash the raw ids, not labels in which an ignore index such as -100 stands"
             )
         keep_BT = torch.empty(ids_BT.shape, dtype=torch.bool, device=ids_BT.device)
-        rows = max(1, BLOCK // max(1, length)) if ids_BT.device.type == "cpu" else max(1, len(ids_BT))
-        shape = min(rows, len(ids_BT)), length + 1
-        sum_RT = torch.zeros(shape, dtype=torch.int64, device=ids_BT.device)
-        hash_RT = torch.empty(shape[0], length, dtype=torch.int64, device=ids_BT.device)
+        rows = max(1, len(ids_BT))
+        if ids_BT.device.type == "cpu":
+            rows = min(rows, max(1, BLOCK * torch.get_num_threads() // max(1, length)))
+        sum_RT = torch.zeros(min(rows, len(ids_BT)), length + 1, dtype=torch.int64, device=ids_BT.device)
+        hash_RT = torch.empty(len(sum_RT), length, dtype=torch.int64, device=ids_BT.device)
         for ids_RT, keep_RT in zip(ids_BT.split(rows), keep_BT.split(rows), strict=True):
             self._decide_(ids_RT, boundary_id, sum_RT[: len(ids_RT)], hash_RT[: len(ids_RT)], keep_RT)
         if self.exempt_ids is not None:
