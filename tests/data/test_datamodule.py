@@ -3,52 +3,74 @@ import pytest
 import torch
 
 from goldfish.data.corpus import Factbook
-from goldfish.data.datamodule import InjectedData, TrainingRows, _Steps
+from goldfish.data.datamodule import InjectedData, _Steps
 from goldfish.data.injection import Injection
 from goldfish.data.tokenizer import TrainedBPE
+from goldfish.masks import Hashed
 
 
 def make(cache, **settings):
     arguments = dict(sequence_length=64, batch_size=4, tokens=2560, cache_dir=str(cache))
-    injection = Injection(documents=2, never_seen=2, repeats=4, document_tokens=32)
-    data = InjectedData(Factbook(), TrainedBPE(512), injection, **(arguments | settings))
+    injection = dict(documents=2, never_seen=2, repeats=4, document_tokens=32) | settings.pop("injection", {})
+    data = InjectedData(Factbook(), TrainedBPE(512), Injection(**injection), **(arguments | settings))
     data.prepare()
     return data
 
 
 def test_a_row_holds_its_document_between_separators_and_background_around_it(cache):
     data = make(cache)
-    rows = TrainingRows(data.plan, data.prepared)
-    for number in range(len(rows)):
-        row, plan = rows[number], data.plan.row(number)
-        background = np.array(data.prepared.background[plan.window * 64 : plan.window * 64 + 64])
-        ids = row["ids"].numpy()
-        if plan.document < 0:
+    batch, plan = data.rows().__getitems__(range(40)), data.plan.at(range(40))
+    for row, ids in enumerate(batch["ids"].numpy()):
+        start = plan.window[row] * 64
+        background = np.array(data.prepared.background[start : start + 64])
+        if plan.document[row] < 0:
             assert np.array_equal(ids, background)
             continue
-        document = data.prepared.of_split("injected")[plan.document]
-        assert ids[plan.offset : plan.offset + 32].tolist() == document.ids
-        assert ids[plan.offset - 1] == ids[plan.offset + 32] == data.prepared.separator
+        document, offset = data.prepared.of_split("injected")[plan.document[row]], plan.offset[row]
+        assert ids[offset : offset + 32].tolist() == document.ids and batch["length"][row] == 32
+        assert ids[offset - 1] == ids[offset + 32] == data.prepared.separator
         outside = np.ones(64, dtype=bool)
-        outside[plan.offset - 1 : plan.offset + 33] = False
+        outside[offset - 1 : offset + 33] = False
         assert np.array_equal(ids[outside], background[outside])
 
 
+def test_an_edited_exposure_is_shorter_or_as_long_and_comes_out_the_same_again(cache):
+    data = make(cache, injection=dict(edit_rate=0.5, edit_kinds=["delete", "replace"]))
+    rows = data.rows()
+    batch, again = rows.__getitems__(range(40)), data.rows().__getitems__(range(40))
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+    for row in np.flatnonzero(batch["document"].numpy() >= 0):
+        ids, edits = rows.exposed(int(batch["document"][row]), int(batch["occurrence"][row]))
+        offset, length = int(batch["offset"][row]), int(batch["length"][row])
+        assert batch["ids"][row, offset : offset + length].tolist() == ids.tolist()
+        assert batch["ids"][row, offset + length] == data.prepared.separator
+        assert edits and length <= 32
+    assert len(set(batch["length"].tolist())) > 2
+
+
 def test_the_control_reads_the_same_amount_of_text_without_the_documents(cache):
-    control = make(cache)
-    control.plan = type(control.plan)(control.plan.rows, 64, 2, 32, 0, 0)
-    rows = TrainingRows(control.plan, control.prepared)
-    assert all(rows[number]["document"] == -1 for number in range(len(rows)))
+    control = make(cache, injection=dict(repeats=0))
+    batch = control.rows().__getitems__(range(control.plan.rows))
+    assert batch["ids"].shape == (40, 64) and (batch["document"] == -1).all()
 
 
 def test_the_background_starts_again_when_it_ends(cache):
     data = make(cache)
-    rows = TrainingRows(data.plan, data.prepared)
+    rows = data.rows()
     rows.background = np.arange(100)
-    windows = {
-        data.plan.row(number).window: rows[number]["ids"] for number in range(40) if data.plan.row(number).document < 0
-    }
+    windows = dict(zip(data.plan.at(range(40)).window.tolist(), rows.__getitems__(range(40))["ids"], strict=True))
     assert windows[1].tolist() == [*range(64, 100), *range(28)]
+
+
+@pytest.mark.parametrize("k", [None, 4, 2])
+def test_a_run_is_as_long_as_its_supervised_tokens_ask_for(cache, k):
+    data = make(cache, tokens=None, max_supervised_tokens=4000)
+    mask = Hashed(k, h=3)
+    data.meet_budget(mask)
+    batch = data.rows().__getitems__(range(data.plan.rows))
+    kept = mask(batch["ids"], boundary_id=data.prepared.separator)[:, 1:].sum().item()
+    assert abs(kept - 4000) <= 4 * 63, "to one step of 4 rows"
+    assert len(list(data.plan.planned(data.plan.rows))) == 8, "every exposure happens"
 
 
 def test_all_ranks_together_see_the_rows_of_one_rank(cache):
@@ -75,6 +97,9 @@ def test_batches_are_stacked_rows(cache):
         (dict(batch_size=0), "batch_size=0: must be at least 1"),
         (dict(tokens=100), "tokens=100: fewer than one batch; at least .* = 256"),
         (dict(validation_share=0.0), "validation_share=0.0"),
+        (dict(max_supervised_tokens=9999), "tokens=2560, max_supervised_tokens=9999: give one of them"),
+        (dict(tokens=None), "tokens=None, max_supervised_tokens=None: give one of them"),
+        (dict(tokens=None, max_supervised_tokens=9), "max_supervised_tokens=9: fewer than one batch"),
         (dict(tokens=256), "8 exposures do not fit into 4 rows"),
     ],
 )

@@ -296,7 +296,7 @@ def test_a_complete_study_with_three_seeds_has_no_warning(tmp_path: Path) -> Non
         ({"tokens": {"input": 56320, "supervised": 1}}, "unequal numbers of input tokens, 56,320 to 225,280"),
         (
             {"exposures": {"planned": 960, "seen": 900}},
-            "odd: 960 exposures of injected documents were planned, 900 seen",
+            "of 960 planned exposures 60 did not happen",
         ),
         ({"environment": {"commit": "other"}}, "Commits differ between runs"),
         ({"environment": {"dirty": True}}, "The code had uncommitted changes in odd."),

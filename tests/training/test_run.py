@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,9 +18,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from goldfish.run import run
+from goldfish.config import build
+from goldfish.data.datamodule import InjectedData
+from goldfish.data.injection import Plan
+from goldfish.masks import Hashed
+from goldfish.run import _proof, run
 from goldfish.runs.record import RunDirectory
-from goldfish.training.callbacks import Interrupted
+from goldfish.training.callbacks import Exposure, Interrupted
 from goldfish.training.trainer import WholeCheckpoints
 
 
@@ -51,7 +56,7 @@ def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
     assert yaml.safe_load((done / "config.yaml").read_text()) == config
     assert found["strategy"] == "hashed" and found["k"] == 4 and found["h"] == 13
     assert found["tokens"]["input"] == 2560
-    assert found["exposures"] == {"planned": 8, "seen": 8} and len(ledger(done)) == 8
+    assert found["exposures"] == {"planned": 8, "seen": 8, "missing": 0, "extra": 0} and len(ledger(done)) == 8
     assert {row["document"] for row in map(json.loads, (done / "extraction.jsonl").read_text().splitlines())} >= {
         document for document, *_ in ledger(done)
     }
@@ -100,22 +105,102 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
     assert steps(whole) == steps(parts)
 
 
-def test_a_killed_run_continues_from_its_checkpoint_with_the_same_ledger(tiny, tmp_path):
-    whole, killed = do(tiny("data.tokens=102400"), tmp_path / "whole"), tmp_path / "killed"
-    RunDirectory(killed).claim(tiny("data.tokens=102400"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "goldfish.job", str(killed)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+def job(run_dir):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "goldfish.job", str(run_dir)], env=environment, start_new_session=True
     )
-    deadline = time.time() + 120
-    while not (killed / "checkpoints" / "last.ckpt").exists():
+
+
+def kill_after(step, run_dir):
+    """Start the job and kill -9 all of its processes once it has trained on `step` steps and has a checkpoint."""
+    process, deadline = job(run_dir), time.time() + 180
+    while RunDirectory(run_dir).progress().get("step", 0) < step or not RunDirectory(run_dir).checkpoint.exists():
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (killed / "result.json").exists()
-    do(tiny("data.tokens=102400"), killed)
-    assert ledger(whole) == ledger(killed)
+    assert not RunDirectory(run_dir).finished
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["data.workers=1", "trainer.micro_batch_size=1"],
+        pytest.param([], marks=pytest.mark.slow),
+        pytest.param(["mask=random", "data.injection.edit_rate=0.2"], marks=pytest.mark.slow),
+        pytest.param(["strategy=ddp_cpu", "data.workers=1"], marks=pytest.mark.slow),
+    ],
+    ids=["workers, micro-batches", "plain", "random mask, edits", "two ranks, workers"],
+)
+def test_a_run_killed_twice_has_the_ledger_losses_and_weights_of_an_uninterrupted_one(tiny, tmp_path, how):
+    config = tiny("data.tokens=102400", "data.injection.repeats=30", "trainer.checkpoint_every=20", *how)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for path in (whole, killed):
+        RunDirectory(path).claim(config)
+    assert job(whole).wait(timeout=240) == 0
+    for step in sorted(random.sample(range(30, 300), 2)):
+        kill_after(step, killed)
+    assert job(killed).wait(timeout=240) == 0
+    assert (whole / "exposures.csv").read_text() == (killed / "exposures.csv").read_text()
+    assert result(whole)["exposures"] == {"planned": 60, "seen": 60, "missing": 0, "extra": 0}
+    assert losses(whole) == losses(killed) and len(losses(whole)) == 200
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(killed).values(), strict=True))
+
+
+def losses(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return [(row["step"], row["train/loss_all"]) for row in csv.DictReader(file) if row["train/loss_all"]]
+
+
+def test_a_run_continues_on_another_number_of_ranks_with_the_same_batches(tiny, tmp_path):
+    settings = ["mask.h=2", "optimizer=adamw", "data.tokens=10240", "trainer.checkpoint_every=5"]
+    alone, first, pair = (tmp_path / name for name in ("alone", "first", "pair"))
+    do(tiny(*settings), alone)
+    asked = iter([False] * 16 + [True])
+    with pytest.raises(Interrupted):
+        do(tiny(*settings), first, stop_requested=lambda: next(asked))
+    RunDirectory(pair).claim(tiny(*settings, "strategy=ddp_cpu", f"ckpt={RunDirectory(first).checkpoint}"))
+    assert job(pair).wait(timeout=240) == 0
+    columns = lambda path: [line.split(",")[:3] + line.split(",")[4:] for line in (path / "exposures.csv").open()]  # noqa: E731
+    assert columns(alone) == columns(pair), "all but the rank"
+    for (step, loss), (other_step, other) in zip(losses(alone)[8:], losses(pair), strict=True):
+        assert step == other_step and float(loss) == pytest.approx(float(other), rel=1e-4)
+
+
+def test_the_ledger_holds_the_fate_of_each_token_of_each_exposure(tiny, tmp_path):
+    done = do(tiny("mask.h=3", "data.injection.edit_rate=0.3", "mask.seed=7"), tmp_path / "run")
+    data = build(InjectedData, tiny("data.injection.edit_rate=0.3")["data"])
+    data.prepare()
+    mask, edits = Hashed(4, 3, seed=7), [json.loads(line) for line in (done / "edits.jsonl").open()]
+    rows = list(csv.DictReader((done / "exposures.csv").open()))
+    assert len(rows) == len(edits) == 8
+    for row, edited in zip(rows, edits, strict=True):
+        batch = data.rows().__getitems__([int(row["row"])])
+        keep = mask(batch["ids"], boundary_id=data.prepared.separator)[0]
+        start = int(row["offset"])
+        fates = keep[start : start + int(row["length"])]
+        assert row["dropped"] == " ".join(map(str, (~fates).nonzero().flatten().tolist()))
+        assert (edited["document"], edited["occurrence"]) == (row["document"], int(row["occurrence"])) and edited[
+            "edits"
+        ]
+    assert any(row["dropped"] for row in rows)
+
+
+def test_runs_of_equal_supervised_tokens_stop_at_equal_supervised_tokens(tiny, tmp_path):
+    budget = ["data.tokens=null", "data.max_supervised_tokens=4000"]
+    standard, goldfish = do(tiny("mask=none", *budget), tmp_path / "a"), do(tiny("mask.h=3", *budget), tmp_path / "b")
+    found = [result(path)["tokens"] for path in (standard, goldfish)]
+    assert all(abs(tokens["supervised"] - 4000) <= 4 * 63 for tokens in found)
+    assert found[1]["input"] > found[0]["input"]
+
+
+def test_an_exposure_that_was_not_planned_and_one_that_did_not_happen_are_told():
+    plan = Plan(10, 20, 10, [2], 0)
+    planned = [Exposure(d, o, 0, 0, row, at, 10, b"") for d, o, row, at in plan.planned(10)]
+    assert _proof(plan, 10, planned) == {"planned": 2, "seen": 2, "missing": 0, "extra": 0}
+    assert _proof(plan, 10, planned[:1]) == {"planned": 2, "seen": 1, "missing": 1, "extra": 0}
+    assert _proof(plan, 10, [*planned, planned[0]]) == {"planned": 2, "seen": 3, "missing": 0, "extra": 1}
 
 
 def test_two_processes_make_the_run_of_one(tiny, tmp_path):

@@ -1,8 +1,8 @@
 """Batches of rows: background text into which documents are injected as the plan says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from goldfish.data.corpus import Corpus
-from goldfish.data.injection import Injection, Plan
-from goldfish.data.packing import Prepared, prepare
+from goldfish.data.corpus import Corpus, Deduplicated, Normalized
+from goldfish.data.corpus.cleaning import Form
+from goldfish.data.edits import Edit, Edits
+from goldfish.data.injection import Injection, Plan, rows_of_step
+from goldfish.data.packing import Prepared, Say, prepare
 from goldfish.data.tokenizer import TokenizerSource
+from goldfish.linear_loss import target_count
+from goldfish.masks import Mask
+
+MOST_COUNTED = 65_536  # rows
+BUDGET_TURNS = 4
 
 
 class InjectedData(pl.LightningDataModule):
@@ -21,7 +28,10 @@ class InjectedData(pl.LightningDataModule):
 
     `sequence_length`: tokens of a row (T). `batch_size`: rows of one optimizer step over all devices and micro-batches.
     `tokens`: input tokens of the whole run; rows = tokens / sequence_length, of which documents x repeats carry an
-    exposure. `validation_share`: share of the corpus's groups kept out for the validation loss, of which at most
+    exposure. Instead of `tokens`, `max_supervised_tokens`: the run is as long as it takes to train on so many targets
+    that the mask keeps, so that goldfish and standard runs can be compared at equal supervised tokens (the paper's
+    figure 5); to one step, or to 1 % in runs of more than 65 536 rows. `normalize`, `deduplicate`: see goldfish.data.corpus,
+    `Normalized` and `Deduplicated`. `validation_share`: share of the corpus's groups kept out for the validation loss, of which at most
     `validation_tokens` tokens are read. `workers`: loader processes a device. `seed`: the order of the rows.
     """
 
@@ -32,7 +42,10 @@ class InjectedData(pl.LightningDataModule):
         injection: Injection,
         sequence_length: int = 192,
         batch_size: int = 2,
-        tokens: int = 270_000,
+        tokens: int | None = 270_000,
+        max_supervised_tokens: int | None = None,
+        normalize: list[Form] | None = None,
+        deduplicate: Literal["exact", "near"] | None = None,
         validation_share: float = 0.05,
         validation_tokens: int = 32_768,
         workers: int = 0,
@@ -51,10 +64,21 @@ class InjectedData(pl.LightningDataModule):
                 raise ValueError(f"{name}={value}: must be at least {least}")
         if not 0 < validation_share < 1:
             raise ValueError(f"validation_share={validation_share}: a share, more than 0 and less than 1")
-        if tokens < sequence_length * batch_size:
+        if (tokens is None) == (max_supervised_tokens is None):
             raise ValueError(
-                f"tokens={tokens}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
+                f"tokens={tokens}, max_supervised_tokens={max_supervised_tokens}: give one of them and null for the other"
             )
+        budget, name = (
+            (tokens, "tokens") if tokens is not None else (max_supervised_tokens or 0, "max_supervised_tokens")
+        )
+        if budget < sequence_length * batch_size:
+            raise ValueError(
+                f"{name}={budget}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
+            )
+        if normalize:
+            corpus = Normalized(corpus, normalize)
+        if deduplicate is not None:
+            corpus = Deduplicated(corpus, deduplicate)
         self.corpus, self.tokenizer_source, self.injection = corpus, tokenizer, injection
         self.sequence_length, self.batch_size, self.validation_tokens = sequence_length, batch_size, validation_tokens
         self.validation_share, self.workers, self.seed, self.cache_dir = (
@@ -63,16 +87,44 @@ class InjectedData(pl.LightningDataModule):
             seed,
             Path(cache_dir),
         )
-        self.steps = tokens // (sequence_length * batch_size)  # whole batches only: every step has the same size
-        self.plan = Plan(
-            rows=self.steps * batch_size,
-            sequence_length=sequence_length,
-            documents=injection.documents,
-            document_tokens=injection.document_tokens,
-            repeats=injection.repeats,
-            seed=seed,
-        )
+        self.max_supervised_tokens = max_supervised_tokens
+        self._plan_steps(budget // (sequence_length * batch_size))  # whole batches only: every step has the same size
         self.prepared: Prepared
+
+    def _plan_steps(self, steps: int) -> None:
+        self.steps = steps
+        self.plan = Plan(
+            rows=steps * self.batch_size,
+            sequence_length=self.sequence_length,
+            document_tokens=self.injection.document_tokens,
+            repeats_D=self.injection.repeats_D,
+            seed=self.seed,
+            placement=self.injection.placement,
+            span=self.injection.span,
+            position=self.injection.position,
+        )
+
+    def meet_budget(self, mask: Mask) -> None:
+        """Make the run as long as `max_supervised_tokens` asks for under this mask; nothing to do without it."""
+        wanted = self.max_supervised_tokens
+        if wanted is None:
+            return
+        for _ in range(BUDGET_TURNS):  # a longer run has another plan, so it is met in turns
+            kept, rows = self.kept_targets(mask)
+            steps = max(1, round(wanted * rows / max(1, kept) / self.batch_size))
+            if steps == self.steps:
+                break
+            self._plan_steps(steps)
+
+    def kept_targets(self, mask: Mask) -> tuple[int, int]:
+        """How many targets the mask keeps in how many rows of the plan: all, or every n-th so that 65 536 are looked at."""
+        every = max(1, self.plan.rows // MOST_COUNTED)
+        numbers, training, kept = list(range(0, self.plan.rows, every)), self.rows(), 0
+        for start in range(0, len(numbers), 256):
+            batch = training.__getitems__(numbers[start : start + 256])
+            keep_BT = mask(batch["ids"], boundary_id=self.prepared.separator, visit_B=batch["visit"])
+            kept += int(target_count(keep_BT))
+        return kept, len(numbers)
 
     def prepare_data(self) -> None:
         """Make the cached files, once a machine; Lightning calls it."""
@@ -82,7 +134,7 @@ class InjectedData(pl.LightningDataModule):
         """Open the cached files; Lightning calls it in every process."""
         self.prepare()
 
-    def prepare(self, say: Any = lambda message: None) -> Prepared:
+    def prepare(self, say: Say = lambda message, **numbers: None) -> Prepared:
         """Read, tokenize and pack what is not cached yet; `say` is told what is going on."""
         if not hasattr(self, "prepared"):
             self.prepared = prepare(
@@ -95,6 +147,10 @@ class InjectedData(pl.LightningDataModule):
         """How many times the run goes through the background text."""
         return self.plan.rows * self.sequence_length / len(self.prepared.background)
 
+    def rows(self) -> "TrainingRows":
+        """The rows of the run, by number."""
+        return TrainingRows(self.plan, self.prepared, self.injection.edits, self.seed)
+
     def train_dataloader(self) -> DataLoader:
         """One batch a step and device; after a resume it starts at the step that comes next, so no row is seen twice."""
         trainer = self.trainer
@@ -102,7 +158,8 @@ class InjectedData(pl.LightningDataModule):
         if self.batch_size % world:
             raise ValueError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
         return DataLoader(
-            TrainingRows(self.plan, self.prepared),
+            self.rows(),
+            collate_fn=_as_it_is,
             batch_sampler=_Steps(self.steps, self.batch_size, rank, world, first_step=done),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -116,53 +173,64 @@ class InjectedData(pl.LightningDataModule):
 
 
 class TrainingRows(Dataset[dict[str, Tensor]]):
-    """Row number -> its ids_T (int64), `visit` (the number), and `document` and `offset` of its exposure (-1: none)."""
+    """Row numbers -> a batch of B rows: `ids` (B, T) and, (B,) each, what the plan says of them, all int64.
 
-    def __init__(self, plan: Plan, prepared: Prepared) -> None:
+    `visit`: the row's number; `document`, `occurrence`, `offset`: its exposure, -1 where there is none; `length`: the
+    document's tokens in this row (edits may shorten it), 0 where there is none.
+    """
+
+    def __init__(self, plan: Plan, prepared: Prepared, edits: Edits, seed: int) -> None:
         self.plan, self.background, self.separator = plan, prepared.background, prepared.separator
-        self.documents = [np.array(document.ids) for document in prepared.of_split("injected")]
+        self.documents = [np.array(document.ids, dtype=np.int64) for document in prepared.of_split("injected")]
+        self.edits, self.seed, self.tokenizer = edits, seed, prepared.tokenizer
 
     def __len__(self) -> int:
         return self.plan.rows
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        row, length = self.plan.row(number), self.plan.sequence_length
-        start = row.window * length % len(self.background)
-        text = self.background[start : start + length]
-        while len(text) < length:  # past the end: the background starts again
-            text = np.concatenate([text, self.background[: length - len(text)]])
-        ids = text.astype(np.int64)
-        if row.document >= 0:
-            document = self.documents[row.document]
-            end = row.offset + len(document)
-            ids[row.offset - 1] = ids[end] = self.separator
-            ids[row.offset : end] = document
-        return {
-            "ids": torch.from_numpy(ids),
-            "visit": torch.tensor(number),
-            "document": torch.tensor(row.document),
-            "offset": torch.tensor(row.offset),
-        }
+    def __getitems__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        rows, length = self.plan.at(numbers), self.plan.sequence_length
+        ids_BT = np.empty((len(numbers), length), dtype=np.int64)
+        length_B = np.zeros(len(numbers), dtype=np.int64)
+        for row, start in enumerate((rows.window * length % len(self.background)).tolist()):
+            text = self.background[start : start + length]
+            while len(text) < length:  # past the end: the background starts again
+                text = np.concatenate([text, self.background[: length - len(text)]])
+            ids_BT[row] = text
+        for row in np.flatnonzero(rows.document >= 0).tolist():
+            document, _ = self.exposed(int(rows.document[row]), int(rows.occurrence[row]))
+            start, end = int(rows.offset[row]), int(rows.offset[row]) + len(document)
+            ids_BT[row, start - 1] = ids_BT[row, end] = self.separator
+            ids_BT[row, start:end] = document
+            length_B[row] = len(document)
+        columns = dict(ids=ids_BT, visit=np.array(numbers), length=length_B)
+        columns |= dict(document=rows.document, occurrence=rows.occurrence, offset=rows.offset)
+        return {name: torch.from_numpy(column) for name, column in columns.items()}
+
+    def exposed(self, document: int, occurrence: int) -> tuple[np.ndarray, list[Edit]]:
+        """The ids of one exposure of a document, int64, and how they were edited."""
+        return self.edits(self.documents[document], (self.seed, document, occurrence), self.tokenizer)
 
 
 class _Steps(Sampler[list[int]]):
-    """The rows of each step on one rank: a contiguous share of rows [step x batch_size, (step + 1) x batch_size).
+    """The rows of each step on one rank.
 
     Its length counts all steps, as Lightning's resumed loop expects, although it starts at `first_step`.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int, first_step: int) -> None:
-        self.steps, self.batch_size, self.first_step = steps, batch_size, first_step
-        self.share = batch_size // world
-        self.rank = rank
+        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+        self.first_step = first_step
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.steps):
-            start = step * self.batch_size + self.rank * self.share
-            yield list(range(start, start + self.share))
+            yield list(rows_of_step(step, self.batch_size, self.rank, self.world))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def validation_rows(stream: np.ndarray, sequence_length: int, tokens: int) -> Tensor:

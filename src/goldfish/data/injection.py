@@ -1,156 +1,169 @@
-"""Which documents are injected, and which training row carries which exposure: a pure function of the row's number."""
+"""What is injected how often, and which training row carries which exposure: a pure function of the row's number.
 
-import json
+Shapes: N row numbers; D documents.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from goldfish.data.edits import Edits, Kind
+from goldfish.data.placement import PLACEMENTS, Exposures, Placement, mix64, permute
+
+Overlap = Literal["remove", "error", "allow"]
+CHUNK = 1 << 16  # rows looked at together when all of them are
+
 
 class Injection:
-    """How many documents are injected how often, how many are never seen, and where they come from.
+    """How many documents are injected how often, where, and where they come from.
 
     `documents`: injected; `never_seen`: from the same source, only evaluated. `repeats`: exposures of each injected
-    document, 0 = the control run that evaluates them and never trains on them. `document_tokens`: a document is the
-    first so many tokens of its text; longer texts are cut, shorter ones are no candidates.
-    `path`: a JSONL file with {"id", "text"} a line to draw from; None draws from the corpus: a share `held_out` of its
-    groups, which then are not part of the background. `seed` decides the draw, and only that.
+    document, 0 = the control run that evaluates them and never trains on them; a list deals the documents out to
+    buckets: [0, 1, 4, 16] gives document 0 no exposure, document 1 one, ..., document 4 none, and so on.
+    `document_tokens`: a document is the first so many tokens of its text; longer texts are cut, shorter ones are no
+    candidates. `placement`: when the exposures happen, see goldfish.data.placement; `span`: share of the run that
+    "early" and "late" use. `position`: the document's first token in its row: "random", "start", or a number of tokens.
+    `edit_rate`: every exposure is a near-duplicate, of whose tokens this share is edited by one of `edit_kinds`.
+
+    The documents are drawn from the corpus: a share `held_out` of its groups, which then are not part of the background;
+    or from `path`, a JSONL or Parquet file or a dataset folder of {"id", "text"}; or are random tokens (`canaries`).
+    `overlap`: what happens where background text shares a 13-gram with them. `seed` decides the draw, and only that.
     """
 
     def __init__(
         self,
         documents: int = 16,
         never_seen: int = 16,
-        repeats: int = 72,
+        repeats: int | list[int] = 72,
         document_tokens: int = 128,
+        placement: Placement = "uniform",
+        span: float = 0.25,
+        position: int | Literal["random", "start"] = "random",
+        edit_rate: float = 0.0,
+        edit_kinds: list[Kind] | None = None,
         path: str | None = None,
+        canaries: bool = False,
         held_out: float = 0.2,
+        overlap: Overlap = "remove",
         seed: int = 0,
     ) -> None:
         for name, value, least in [
             ("documents", documents, 1),
             ("never_seen", never_seen, 1),
-            ("repeats", repeats, 0),
+            ("repeats", min(repeats, default=0) if isinstance(repeats, list) else repeats, 0),
             ("document_tokens", document_tokens, 2),
             ("seed", seed, 0),
         ]:
             if value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out={held_out}: a share of the corpus's groups, more than 0 and less than 1")
-        if path is not None and not Path(path).is_file():
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement={placement!r}: allowed are {', '.join(PLACEMENTS)}")
+        for name, share in (("held_out", held_out), ("span", span)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name}={share}: a share, more than 0 and less than 1")
+        if path is not None and not Path(path).exists():
             raise ValueError(
-                f"path={path!r}: no such file; give a JSONL file with an object {{'id': ..., 'text': ...}} a line"
+                f"path={path!r}: no such file; give a JSONL or Parquet file, or a dataset folder, "
+                "with an 'id' and a 'text' of each document"
             )
-        self.documents, self.never_seen, self.repeats = documents, never_seen, repeats
-        self.document_tokens, self.path, self.held_out, self.seed = document_tokens, path, held_out, seed
+        if path is not None and canaries:
+            raise ValueError(f"canaries=true and path={path!r}: the documents come from one source; leave one out")
+        if isinstance(repeats, list) and not 1 <= len(repeats) <= documents:
+            raise ValueError(f"repeats={repeats}: {len(repeats)} buckets; allowed are 1 to documents={documents}")
+        self.documents, self.never_seen, self.document_tokens = documents, never_seen, document_tokens
+        self.repeats, self.placement, self.span, self.position = repeats, placement, span, position
+        self.edits = Edits(edit_rate, edit_kinds or ["replace"])
+        self.path, self.canaries, self.held_out, self.overlap, self.seed = path, canaries, held_out, overlap, seed
+
+    @property
+    def repeats_D(self) -> np.ndarray:
+        """Exposures of each injected document, int64."""
+        buckets = self.repeats if isinstance(self.repeats, list) else [self.repeats]
+        return np.resize(np.array(buckets, dtype=np.int64), self.documents)
 
 
-class Entry(NamedTuple):
-    """A line of a documents file; `split` is "injected" or "never_seen"."""
+class Rows(NamedTuple):
+    """What training rows hold, int64 (N,) each: background from `window` on, and maybe a document."""
 
-    id: str
-    text: str
-    split: str
-
-
-def read_documents(path: Path) -> list[Entry]:
-    """The documents of a JSONL file of {"id", "text"} and maybe "split" a line; ValueError names the line that is wrong."""
-    entries: dict[str, Entry] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            given = json.loads(line)
-            entry = Entry(str(given["id"]), given["text"], given.get("split", "injected"))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{path}, line {number}: wanted {{"id": ..., "text": ...}}, got {line[:60]!r}') from error
-        if not isinstance(entry.text, str) or not entry.text.strip():
-            raise ValueError(f"{path}, line {number}: document {entry.id!r} has no text")
-        if entry.split not in ("injected", "never_seen"):
-            raise ValueError(f'{path}, line {number}: split {entry.split!r}; allowed are "injected" and "never_seen"')
-        if entry.id in entries:
-            raise ValueError(f"{path}, line {number}: the id {entry.id!r} stands twice")
-        entries[entry.id] = entry
-    if not entries:
-        raise ValueError(f"{path}: holds no documents")
-    return list(entries.values())
-
-
-class Row(NamedTuple):
-    """What a training row holds: background from `window` on, and maybe document `document` at token `offset`."""
-
-    document: int  # -1: none
-    offset: int  # of the document's first token in the row; its separator stands one before
-    window: int
+    document: np.ndarray  # -1: none
+    occurrence: np.ndarray  # how many exposures of the document the plan counts before this one; -1: none
+    offset: np.ndarray  # of the document's first token in the row; its separator stands one before; -1: none
+    window: np.ndarray  # number of the background window
 
 
 class Plan:
-    """Places every exposure in the training rows: row number -> `Row`, with random access and no state.
+    """Places every exposure in the training rows: row numbers -> `Rows`, with random access and no state.
 
-    A keyed bijection shuffles the rows; those that land below documents x repeats carry an exposure each, at an
-    offset drawn uniformly; all others are background. The same arguments give the same plan in every process.
+    A keyed bijection shuffles the background windows over the rows; `placement` says which rows carry an exposure.
+    The same arguments give the same plan in every process: nothing has to be saved for a resume.
     """
 
     def __init__(
-        self, rows: int, sequence_length: int, documents: int, document_tokens: int, repeats: int, seed: int
+        self,
+        rows: int,
+        sequence_length: int,
+        document_tokens: int,
+        repeats_D: Sequence[int] | np.ndarray,
+        seed: int,
+        placement: Placement = "uniform",
+        span: float = 0.25,
+        position: int | Literal["random", "start"] = "random",
     ) -> None:
         if document_tokens + 2 > sequence_length:
             raise ValueError(
                 f"data.injection.document_tokens={document_tokens}: a row of data.sequence_length={sequence_length} holds a document and "
                 f"its two separators, so at most {sequence_length - 2}; type for example data.sequence_length={document_tokens + 2}"
             )
-        self.rows, self.sequence_length, self.documents, self.repeats = rows, sequence_length, documents, repeats
-        self.exposures = documents * repeats
-        if self.exposures > rows:
-            raise ValueError(
-                f"data.injection: {documents} documents x {repeats} repeats = {self.exposures} exposures do not fit into "
-                f"{rows} rows (data.tokens / data.sequence_length), one a row; type data.tokens={self.exposures * sequence_length} or more"
-            )
         self._offsets = sequence_length - document_tokens - 1  # offsets 1 .. _offsets leave room for both separators
-        self._seed = seed
+        if isinstance(position, int) and not 1 <= position <= self._offsets:
+            raise ValueError(
+                f"data.injection.position={position}: allowed are 1 to {self._offsets}, so that the document and its two "
+                "separators lie in the row; or random, or start"
+            )
+        self.rows, self.sequence_length = rows, sequence_length
+        self.exposures = Exposures(repeats_D)
+        if self.exposures.total > rows:
+            raise ValueError(
+                f"data.injection: {self.exposures} do not fit into {rows} rows (data.tokens / data.sequence_length), one a row; "
+                f"type data.tokens={self.exposures.total * sequence_length} or more"
+            )
+        self._place = PLACEMENTS[placement](rows, self.exposures, seed, span)
+        self._seed, self._position = seed, position
 
-    def row(self, number: int) -> Row:
-        """What row `number` (0 <= number < rows) of the run holds."""
-        if not 0 <= number < self.rows:
-            raise IndexError(f"row {number} of a plan of {self.rows} rows")
-        slot = permute(number, self.rows, self._seed)
-        if slot >= self.exposures:
-            return Row(-1, -1, window=slot - self.exposures)
-        offset = 1 + mix64(mix64(self._seed) + slot) % self._offsets
-        return Row(slot % self.documents, offset, window=self.rows - self.exposures + slot)
+    def at(self, number_N: np.ndarray | Sequence[int]) -> Rows:
+        """What the rows `number_N` of the run hold; IndexError if there is no such row."""
+        number_N = np.asarray(number_N, dtype=np.int64)
+        if len(number_N) and not (number_N.min() >= 0 and number_N.max() < self.rows):
+            raise IndexError(f"rows {number_N.min()} to {number_N.max()} of a plan of {self.rows} rows")
+        shuffled_N = permute(number_N, self.rows, self._seed)
+        window_N = (shuffled_N - self.exposures.total) % self.rows
+        document_N, occurrence_N = self._place(number_N, shuffled_N)
+        offset_N = self._offset(document_N, occurrence_N)
+        return Rows(document_N, occurrence_N, np.where(document_N < 0, -1, offset_N), window_N)
 
-    def planned(self, rows: int) -> int:
-        """How many exposures the first `rows` rows of the run carry."""
-        return sum(self.row(number).document >= 0 for number in range(rows))
+    def _offset(self, document_N: np.ndarray, occurrence_N: np.ndarray) -> np.ndarray:
+        """Of an exposure, whatever its placement."""
+        if self._position != "random":
+            return np.full_like(document_N, 1 if self._position == "start" else self._position)
+        if not self.exposures.total:
+            return document_N
+        number_N = self.exposures.number(document_N, occurrence_N).astype(np.uint64)
+        return 1 + (mix64(mix64(self._seed) + number_N) % np.uint64(self._offsets)).astype(np.int64)
 
-
-def mix64(value: int) -> int:
-    """Scramble an integer mod 2^64 (splitmix64)."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ (value >> 31)
-
-
-def permute(index: int, size: int, seed: int) -> int:
-    """The place of `index` in a shuffle of range(size): a Feistel network that is walked until it lands inside."""
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    low_bits = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & low_bits
-        for turn in range(4):
-            left, right = right, left ^ (mix64(mix64(seed * 4 + turn) ^ right) & low_bits)
-        index = left << half | right
-        if index < size:
-            return index
+    def planned(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
+        """(document, occurrence, row, offset) of every exposure in the first `rows` rows, in their order."""
+        for start in range(0, rows, CHUNK):
+            number_N = np.arange(start, min(start + CHUNK, rows))
+            found = self.at(number_N)
+            carries_N = found.document >= 0
+            columns = (found.document, found.occurrence, number_N, found.offset)
+            yield from zip(*(column[carries_N].tolist() for column in columns), strict=True)
 
 
-def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """A uint64 hash of every n consecutive ids; empty if there are fewer than n."""
-    if len(ids) < n:
-        return np.empty(0, dtype=np.uint64)
-    hashes = np.zeros(len(ids) - n + 1, dtype=np.uint64)
-    for shift in range(n):
-        hashes *= np.uint64(0x9FB21C651E98DF25)
-        hashes += ids[shift : len(ids) - n + 1 + shift].astype(np.uint64) + np.uint64(1)
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
+def rows_of_step(step: int, batch_size: int, rank: int, world: int) -> range:
+    """The row numbers of a step (from 0) on a rank: a contiguous share of the step's `batch_size` rows."""
+    share = batch_size // world
+    first = step * batch_size + rank * share
+    return range(first, first + share)

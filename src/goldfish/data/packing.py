@@ -1,26 +1,43 @@
-"""Corpus -> tokenizer -> documents to inject, and a memory-mapped file of background tokens; cached by content."""
+"""Corpus -> tokenizer -> documents to inject, and memory-mapped files of tokens; cached by content.
+
+    cache_dir/KEY/            background.bin, background_starts.bin, validation.bin, tokenizer/, meta.json
+    cache_dir/KEY.partial/    what a killed preparation left, and the next one continues
+
+Memory does not grow with the corpus: it holds a batch of documents, the candidates and 24 bytes a validation document.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from goldfish.data import documents as files
+from goldfish.data.cache import Damaged, seal, unseal
+from goldfish.data.candidates import Candidates, choose, find_candidates
 from goldfish.data.corpus import Corpus, Document
-from goldfish.data.injection import Injection, ngram_hashes, read_documents
-from goldfish.data.tokenizer import TokenizerSource, encode, separator_id
+from goldfish.data.injection import Injection
+from goldfish.data.overlap import Overlap
+from goldfish.data.split import BACKGROUND, VALIDATION, Split, from_corpus, split
+from goldfish.data.streams import finish_background, finish_validation, pack, token_type
+from goldfish.data.tokenizer import TokenizerSource, TrainedBPE, separator_id
 
-FORMAT = 1  # raise it when the same settings give other files
-OVERLAP = 13  # tokens; texts that share so long an n-gram overlap (the n of contamination studies)
-BATCH = 512  # documents tokenized at a time
+FORMAT = 2  # raise it when the same settings give other files
+REMEMBERED = 16_000_000  # characters of a corpus that is small enough to be kept in memory while it is prepared
+
+
+class Say(Protocol):
+    """Is told what goes on; `numbers` may be `done` and `total`, and their `unit`."""
+
+    def __call__(self, message: str, **numbers: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -35,12 +52,22 @@ class InjectedDocument:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training and evaluation read: two memory-mapped token streams, the documents, the tokenizer."""
+    """What training and evaluation read: two memory-mapped token streams, the documents, the tokenizer.
+
+    `background_starts`: int64, where each background document begins (its separator). `statistics`, of "background" and
+    "validation" each: documents, tokens (with separators), characters, and the documents and tokens that overlapped a
+    candidate and that were therefore removed; of "validation" the duplicates of background documents that were left
+    out; `empty_documents`, `candidates`, `candidates_overlapping` other text, `passed_over` for that or for overlapping
+    each other, `overlap`: the share of each document's 13-grams that background or validation text holds,
+    `removed`: what the corpus says it left out, `seconds`.
+    """
 
     background: np.ndarray
+    background_starts: np.ndarray
     validation: np.ndarray
     documents: list[InjectedDocument]
     tokenizer: PreTrainedTokenizerBase
+    statistics: dict[str, Any]
 
     @property
     def separator(self) -> int:
@@ -58,31 +85,38 @@ def prepare(
     injection: Injection,
     validation_share: float,
     cache_dir: Path,
-    say: Callable[[str], None] = lambda message: None,
+    say: Say = lambda message, **numbers: None,
 ) -> Prepared:
-    """Return the prepared data of these settings, from the cache if it is there.
+    """Return the prepared data of these settings, from the cache if it is there and whole.
 
     Injected and never-seen documents share no 13-gram with the background, with the validation text or with each
-    other. Two processes that ask at once: one prepares, the other waits. A killed one leaves nothing that is read.
-    ValueError if the corpus is empty or holds too few documents.
+    other (`Injection.overlap` may allow it); no validation document equals a background document. Two processes that
+    ask at once: one prepares, the other waits. A killed preparation is continued, with the same result. ValueError if
+    the corpus is empty, holds too few documents, or ids that the tokenizer does not have; OSError if the disk is full.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns in every process that is forked later
     key = _cache_key(corpus, tokenizer_source, injection, validation_share)
     folder = cache_dir / key
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / f"{key}.lock"):
-        if not folder.exists():
-            temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_dir))
-            try:
-                _write(corpus, tokenizer_source, injection, validation_share, temporary, say)
-                os.replace(temporary, folder)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-    return _load(folder)
+    lock = _locked(cache_dir / f"{key}.lock", say)
+    try:
+        meta = _cached(folder, say)
+        if meta is None:
+            _prepare(_Settings(_Remembered(corpus), tokenizer_source, injection, validation_share), folder, say)
+            meta = unseal(folder)
+    finally:
+        lock.release()
+    return Prepared(
+        background=np.memmap(folder / "background.bin", dtype=meta["dtype"], mode="r"),
+        background_starts=np.memmap(folder / "background_starts.bin", dtype=np.int64, mode="r"),
+        validation=np.memmap(folder / "validation.bin", dtype=meta["dtype"], mode="r"),
+        documents=[InjectedDocument(**entry) for entry in meta["documents"]],
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        statistics=meta["statistics"],
+    )
 
 
 def _cache_key(corpus: Corpus, tokenizer_source: TokenizerSource, injection: Injection, validation_share: float) -> str:
-    file = hashlib.sha256(Path(injection.path).read_bytes()).hexdigest() if injection.path else None
     parts = [
         FORMAT,
         corpus.fingerprint(),
@@ -91,8 +125,10 @@ def _cache_key(corpus: Corpus, tokenizer_source: TokenizerSource, injection: Inj
             injection.documents,
             injection.never_seen,
             injection.document_tokens,
-            file,
+            files.fingerprint(Path(injection.path)) if injection.path else None,
+            injection.canaries,
             injection.held_out,
+            injection.overlap,
             injection.seed,
         ],
         validation_share,
@@ -100,159 +136,161 @@ def _cache_key(corpus: Corpus, tokenizer_source: TokenizerSource, injection: Inj
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _load(folder: Path) -> Prepared:
-    meta = json.loads((folder / "meta.json").read_text())
-    return Prepared(
-        background=np.memmap(folder / "background.bin", dtype=meta["dtype"], mode="r"),
-        validation=np.memmap(folder / "validation.bin", dtype=meta["dtype"], mode="r"),
-        documents=[InjectedDocument(**entry) for entry in meta["documents"]],
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-    )
+def _locked(path: Path, say: Say) -> BaseFileLock:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        say("waiting for another process that prepares the same text")
+        lock.acquire()
+    return lock
 
 
-def _write(
-    corpus: Corpus,
-    tokenizer_source: TokenizerSource,
-    injection: Injection,
-    validation_share: float,
-    folder: Path,
-    say: Callable[[str], None],
-) -> None:
-    say("reading the corpus")
-    background, validation, candidates = _split(list(corpus.documents()), injection, validation_share)
-    say("training the tokenizer")
-    tokenizer = tokenizer_source.build(document.text for document in background)
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-
-    say("tokenizing")
-    candidate_ids = _candidates(candidates, injection, tokenizer)
-    overlap = _Overlap(candidate_ids)
-    from_corpus = injection.path is None
-    for name, documents in (("background", background), ("validation", validation)):
-        with (folder / f"{name}.bin").open("wb") as file:
-            for ids in _encoded(documents, tokenizer):
-                if overlap.mark(ids) and not from_corpus:
-                    continue  # the user's own documents are kept, so the text that overlaps them goes
-                file.write(np.array([separator_id(tokenizer), *ids], dtype=dtype).tobytes())
-        if not (folder / f"{name}.bin").stat().st_size:
-            raise ValueError(f"data.corpus: no {name} text is left beside the injected documents; give a larger corpus")
-    chosen = _choose(candidates, candidate_ids, overlap, injection, tokenizer)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "meta.json").write_text(
-        json.dumps({"dtype": dtype.name, "documents": [asdict(document) for document in chosen]})
-    )
+def _cached(folder: Path, say: Say) -> dict[str, Any] | None:
+    if not folder.exists():
+        return None
+    try:
+        return unseal(folder)
+    except Damaged as damage:
+        say(f"preparing the text again: the cache is damaged ({damage})")
+        shutil.rmtree(folder)
+        return None
 
 
-def _split(
-    documents: list[Document], injection: Injection, validation_share: float
-) -> tuple[list[Document], list[Document], list[Document]]:
-    """Background, validation and candidate documents: no group is in two of them."""
-    if not documents:
-        raise ValueError("data.corpus: the corpus holds no text; give files with text in them (data.corpus.path=...)")
-    groups = sorted({document.group for document in documents})
-    if len(groups) < 3:
-        raise ValueError(
-            f"data.corpus: {len(groups)} group(s) of documents; background, validation and injected documents need one each. "
-            "Give more files, or data.corpus.split=paragraph to make every paragraph a document"
+class _Remembered:
+    """A corpus that is read several times: a small one from memory after the first."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._kept: list[Document] | None = None
+
+    def documents(self) -> Iterator[Document]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Document] = []
+        size = 0
+        for document in self.corpus.documents():
+            size += 100 + len(document.text if document.ids is None else document.ids)  # 100: the object and its names
+            if size <= REMEMBERED:
+                kept.append(document)
+            else:
+                kept.clear()
+            yield document
+        self._kept = kept if size <= REMEMBERED else None
+
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    corpus: Corpus
+    tokenizer_source: TokenizerSource
+    injection: Injection
+    validation_share: float
+
+
+def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        try:
+            _write(settings, partial, say)
+        except Damaged as damage:
+            say(f"starting anew: what a stopped preparation left is damaged ({damage})")
+            shutil.rmtree(partial)
+            _write(settings, partial, say)
+    except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
+        shutil.rmtree(partial)
+        raise
+    os.replace(partial / "final", folder)
+    shutil.rmtree(partial)
+
+
+def _write(settings: _Settings, partial: Path, say: Say) -> None:
+    """Fill partial/final/, from where a stopped preparation left it."""
+    final = partial / "final"
+    if not (partial / "setup" / "meta.json").exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        final.mkdir(parents=True)
+        _set_up(settings, partial / "setup", say)
+    setup = unseal(partial / "setup")
+    started = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(partial / "setup" / "tokenizer", local_files_only=True)
+    candidates = Candidates(setup["names"], np.load(partial / "setup" / "candidates.npy"), setup["texts"])
+    overlap = Overlap(candidates.ids)
+    # The user's own documents stay, so the text that overlaps them goes; of those drawn from the corpus others are chosen.
+    drop = settings.injection.overlap == "remove" and not from_corpus(settings.injection)
+    parts = Split(**setup["split"])
+
+    tell = _teller(say, "tokenizing", parts.documents)
+    statistics, seconds = pack(settings.corpus, parts, tokenizer, overlap, drop, partial, tell)
+    say("looking for duplicates")
+    dtype = token_type(tokenizer)
+    finish_background(partial)
+    statistics[VALIDATION] |= finish_validation(partial, dtype, statistics[VALIDATION])
+    chosen, about = choose(candidates, overlap, settings.injection)
+    documents = [
+        InjectedDocument(
+            candidates.names[place], part, (ids := candidates.ids[place].tolist()), str(tokenizer.decode(ids))
         )
-    order = np.random.default_rng(injection.seed).permutation(len(groups))
-    held_out = max(1, round(len(groups) * injection.held_out)) if injection.path is None else 0
-    validation = max(1, round(len(groups) * validation_share))
-    if held_out + validation >= len(groups):
-        raise ValueError(
-            f"data.injection.held_out={injection.held_out} and data.validation_share={validation_share} leave none of the "
-            f"corpus's {len(groups)} groups as background; lower them"
-        )
-    part = {groups[index]: rank for rank, index in enumerate(order)}
-    parts: tuple[list[Document], list[Document], list[Document]] = ([], [], [])
-    for document in documents:
-        rank = part[document.group]
-        parts[2 if rank < held_out else 1 if rank < held_out + validation else 0].append(document)
-    if injection.path is not None:
-        parts[2].extend(Document(entry.id, entry.id, entry.text) for entry in read_documents(Path(injection.path)))
-    return parts
+        for part, place in chosen
+    ]
+    seconds += setup["seconds"] + time.monotonic() - started
+    meta = {
+        "dtype": dtype.name,
+        "documents": [asdict(document) for document in documents],
+        "statistics": statistics | about | {"removed": setup["removed"], "seconds": round(seconds, 3)},
+    }
+    shutil.copytree(partial / "setup" / "tokenizer", final / "tokenizer", dirs_exist_ok=True)
+    seal(final, meta)
 
 
-def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    texts = iter([document.text for document in documents])
-    while batch := list(islice(texts, BATCH)):
-        yield from encode(tokenizer, batch)
+def _set_up(settings: _Settings, folder: Path, say: Say) -> None:
+    """Decide the split, make the tokenizer and find the candidates; sealed when all are there."""
+    started = time.monotonic()
+    corpus, injection, source = settings.corpus, settings.injection, settings.tokenizer_source
+    trained = isinstance(source, TrainedBPE)
+    tell = _teller(say, "reading the corpus")
+    parts = split(corpus, injection, settings.validation_share, trained, tell)
+    removed = _removed(corpus)
+    tell = _teller(say, "training the tokenizer" if trained else "loading the tokenizer", parts.documents)
+
+    def background() -> Iterator[str]:
+        for number, document in enumerate(corpus.documents(), start=1):
+            if parts.part(document.group) == BACKGROUND:
+                yield document.text
+            tell(number)
+
+    source.build(background()).save_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tell = _teller(say, "choosing the documents to inject", parts.documents)
+    candidates = find_candidates(corpus, parts, injection, tokenizer, tell)
+    np.save(folder / "candidates.npy", candidates.ids)
+    meta = {"split": asdict(parts), "names": candidates.names, "texts": candidates.texts, "removed": removed}
+    seal(folder, meta | {"seconds": time.monotonic() - started})
 
 
-def _candidates(
-    documents: list[Document], injection: Injection, tokenizer: PreTrainedTokenizerBase
-) -> dict[int, list[int]]:
-    """The first `document_tokens` ids of each document that has so many, by its place in `documents`."""
-    length = injection.document_tokens
-    found: dict[int, list[int]] = {}
-    for place, ids in enumerate(_encoded(documents, tokenizer)):
-        if len(ids) >= length:
-            found[place] = ids[:length]
-        elif injection.path is not None:
-            raise ValueError(
-                f"{injection.path}: document {documents[place].id!r} has {len(ids)} tokens, fewer than "
-                f"data.injection.document_tokens={length}; give a longer text or type data.injection.document_tokens={len(ids)}"
-            )
+def _removed(corpus: Any) -> dict[str, int]:
+    """What the corpus and those that it wraps say they left out of the last reading, added up."""
+    found = {name: getattr(corpus, name) for name in ("removed", "removed_length", "skipped") if hasattr(corpus, name)}
+    inner = [corpus.corpus] if hasattr(corpus, "corpus") else getattr(corpus, "sources", {}).values()
+    for part in inner:
+        for name, count in _removed(part).items():
+            found[name] = found.get(name, 0) + count
     return found
 
 
-class _Overlap:
-    """Remembers which candidates share an n-gram with the texts it is shown."""
+def _teller(say: Say, message: str, total: int | None = None) -> Callable[[int], None]:
+    """A function that is told how many documents are done and says so, at most twice a second."""
+    numbers = {"unit": "documents"} | ({} if total is None else {"total": total})
+    say(message, done=0, **numbers)
+    last = time.monotonic()
 
-    def __init__(self, candidate_ids: dict[int, list[int]]) -> None:
-        hashes = {place: ngram_hashes(np.array(ids), OVERLAP) for place, ids in candidate_ids.items()}
-        self._hashes = hashes
-        merged = np.concatenate([np.empty(0, dtype=np.uint64), *hashes.values()])
-        order = np.argsort(merged, kind="stable")
-        self._sorted = merged[order]
-        self._owner = np.concatenate(
-            [np.empty(0, dtype=np.int64), *(np.full(len(h), place) for place, h in hashes.items())]
-        )[order]
-        self.marked: set[int] = set()
+    def tell(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 0.5:
+            last = time.monotonic()
+            say(message, done=done, **numbers)
 
-    def mark(self, ids: list[int]) -> bool:
-        """Mark the candidates that `ids` overlaps; whether there were any."""
-        text = np.unique(ngram_hashes(np.array(ids), OVERLAP))
-        low, high = np.searchsorted(self._sorted, text, "left"), np.searchsorted(self._sorted, text, "right")
-        owners = {
-            int(self._owner[i]) for start, end in zip(low, high, strict=True) if start < end for i in range(start, end)
-        }
-        self.marked |= owners
-        return bool(owners)
-
-    def between(self, place: int, others: Iterable[int]) -> bool:
-        """Whether candidate `place` overlaps one of `others`."""
-        return any(np.isin(self._hashes[place], self._hashes[other]).any() for other in others)
-
-
-def _choose(
-    documents: list[Document],
-    candidate_ids: dict[int, list[int]],
-    overlap: _Overlap,
-    injection: Injection,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[InjectedDocument]:
-    """Draw the injected and the never-seen documents in a random order that `injection.seed` decides."""
-    wanted = injection.documents + injection.never_seen
-    places = sorted(candidate_ids)
-    chosen: list[int] = []
-    for index in np.random.default_rng([injection.seed, 1]).permutation(len(places)):
-        place = places[index]
-        blocked = injection.path is None and place in overlap.marked
-        if len(chosen) < wanted and not blocked and not overlap.between(place, chosen):
-            chosen.append(place)
-    if len(chosen) < wanted:
-        raise ValueError(
-            f"data.injection: wanted {injection.documents} injected and {injection.never_seen} never-seen documents of at least "
-            f"{injection.document_tokens} tokens that share no {OVERLAP}-gram with other text; found {len(chosen)} among "
-            f"{len(documents)} texts. Lower them, or raise data.injection.held_out={injection.held_out}"
-        )
-    return [
-        InjectedDocument(
-            id=documents[place].id,
-            split="injected" if rank < injection.documents else "never_seen",
-            ids=candidate_ids[place],
-            text=str(tokenizer.decode(candidate_ids[place])),
-        )
-        for rank, place in enumerate(chosen)
-    ]
+    return tell

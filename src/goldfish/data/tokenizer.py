@@ -1,14 +1,20 @@
 """Text to token ids: a BPE trained on the background text, or any Hugging Face tokenizer by path."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from goldfish.data.corpus import Document
+
 SEPARATOR = "<|endoftext|>"
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
+
+Tag = TypeVar("Tag")
 
 
 class TokenizerSource(Protocol):
@@ -20,26 +26,35 @@ class TokenizerSource(Protocol):
 
 
 class TrainedBPE:
-    """Byte-level BPE of `vocab_size` tokens, trained on the background text, with one special token: the separator."""
+    """Byte-level BPE of `vocab_size` tokens, trained on the background text, with one special token: the separator.
 
-    def __init__(self, vocab_size: int = 2048) -> None:
+    `sample_characters`: it is trained on the first so many characters of the background; more take more time and memory.
+    """
+
+    def __init__(self, vocab_size: int = 2048, sample_characters: int = 100_000_000) -> None:
         if vocab_size < 257:
             raise ValueError(
                 f"vocab_size={vocab_size}: a byte-level BPE needs at least 257 (256 bytes and the separator)"
             )
-        self.vocab_size = vocab_size
+        if sample_characters < 1:
+            raise ValueError(f"sample_characters={sample_characters}: must be at least 1")
+        self.vocab_size, self.sample_characters = vocab_size, sample_characters
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Train on `texts`; the result depends on them and on `vocab_size` only."""
+        """Train on the first `sample_characters` of `texts`; the result depends on them and on `vocab_size` only."""
         bpe = ByteLevelBPETokenizer()
         bpe.train_from_iterator(
-            texts, vocab_size=self.vocab_size, min_frequency=2, special_tokens=[SEPARATOR], show_progress=False
+            _first(texts, self.sample_characters),
+            vocab_size=self.vocab_size,
+            min_frequency=2,
+            special_tokens=[SEPARATOR],
+            show_progress=False,
         )
         return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR)
 
     def fingerprint(self) -> str:
-        """Name the kind and the size."""
-        return f"bpe-{self.vocab_size}"
+        """Name the kind, the size and the sample."""
+        return f"bpe-{self.vocab_size}-{self.sample_characters}"
 
 
 class Pretrained:
@@ -76,7 +91,57 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without any special token."""
+    if not texts:  # of which transformers makes an IndexError
+        return []
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
         "input_ids"
     ]
     return ids
+
+
+def encoded(
+    documents: Iterable[tuple[Tag, Document]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[tuple[Tag, Document, np.ndarray]]]:
+    """Batches of documents with their ids (uint32), in order; all cores tokenize a batch.
+
+    Ids that a document brings along are taken as they are; ValueError names one that the tokenizer does not have.
+    """
+    for batch in _batches(documents):
+        found = _ids(tokenizer, [document for _, document in batch])
+        yield [(*row, ids) for row, ids in zip(batch, found, strict=True)]
+
+
+def _batches(documents: Iterable[tuple[Tag, Document]]) -> Iterator[list[tuple[Tag, Document]]]:
+    batch: list[tuple[Tag, Document]] = []
+    size = 0
+    for row in documents:
+        batch.append(row)
+        size += len(row[1].text) if row[1].ids is None else len(row[1].ids)
+        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, documents: list[Document]) -> list[np.ndarray]:
+    texts = iter(encode(tokenizer, [document.text for document in documents if document.ids is None]))
+    found = []
+    for document in documents:
+        ids = np.asarray(next(texts) if document.ids is None else document.ids)
+        if document.ids is not None and len(ids) and not 0 <= ids.min() <= ids.max() < len(tokenizer):
+            wrong = ids.max() if ids.min() >= 0 else ids.min()
+            raise ValueError(
+                f"data.corpus: document {document.id!r} holds the id {wrong}, outside the tokenizer's vocabulary of {len(tokenizer)}; "
+                "give data.tokenizer.path=FOLDER with the tokenizer that made the ids"
+            )
+        found.append(ids.astype(np.uint32))
+    return found
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return

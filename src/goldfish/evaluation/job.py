@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from goldfish.config import build
-from goldfish.data.injection import read_documents
+from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode
 from goldfish.evaluation.extraction import Extraction

@@ -98,7 +98,7 @@ def draw(
             memorization_against_validation_loss(frame),
             training_curves(metrics),
         )
-        return {name: _svg(figure, name) for name, figure in zip(NAMES, figures, strict=True) if figure is not None}
+        return {name: svg_text(figure, name) for name, figure in zip(NAMES, figures, strict=True) if figure is not None}
 
 
 def memorization_against_k(frame: pd.DataFrame) -> Figure | None:
@@ -113,7 +113,7 @@ def memorization_against_k(frame: pd.DataFrame) -> Figure | None:
     control = frame[frame["control"]]
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    _title(figure, "How much of the injected documents comes back, against k (a smaller k drops more tokens)")
+    headline(figure, "How much of the injected documents comes back, against k (a smaller k drops more tokens)")
     panels: list[Axes] = list(figure.subplots(1, 2, sharex=True, sharey=True))
     labels = {"exact_match": "exact match (share of documents)", "rouge_l": "RougeL (mean over documents, 0 to 1)"}
     for axes, (metric, label) in zip(panels, labels.items(), strict=True):
@@ -152,7 +152,7 @@ def rouge_l_histograms(
     figure = Figure(figsize=(10, 1.1 + 0.62 * len(labels)), layout="constrained")
     with_control = bool(frame["control"].any())
     reference_name = "a control run that never saw the documents" if with_control else "never-seen documents"
-    _title(figure, f"RougeL of each injected document (bars) against {reference_name} (outline)")
+    headline(figure, f"RougeL of each injected document (bars) against {reference_name} (outline)")
     rows: list[Axes] = list(figure.subplots(len(labels), 1, sharex=True, sharey=True, squeeze=False)[:, 0])
     edges = np.linspace(0, 1, 26)
     for axes, label in zip(rows, labels, strict=True):
@@ -179,7 +179,7 @@ def memorization_against_validation_loss(frame: pd.DataFrame) -> Figure | None:
     if frame.empty:
         return None
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    _title(figure, "The price of forgetting: memorization against validation loss (lower left is better)")
+    headline(figure, "The price of forgetting: memorization against validation loss (lower left is better)")
     axes = figure.subplots()
     points = []
     for (_, name), seeds in frame.groupby(["study", "arm"], sort=False):
@@ -207,7 +207,7 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure | None:
     bands = math.ceil(len(runs) / columns)
     heights = [3, 2][: len(panels)] * bands
     figure = Figure(figsize=(10, 0.9 + 0.58 * sum(heights)), layout="constrained")
-    _title(figure, "Training: loss on kept, dropped and validation tokens; documents memorized")
+    headline(figure, "Training: loss on kept, dropped and validation tokens; documents memorized")
     grid = figure.subplots(len(heights), columns, sharex=True, squeeze=False, height_ratios=heights)
     grid = grid.reshape(bands, len(panels), columns)
     handles = {}
@@ -262,7 +262,8 @@ def _short(text: str, characters: int = 34) -> str:
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
-def _title(figure: Figure, text: str) -> None:
+def headline(figure: Figure, text: str) -> None:
+    """Write the figure's one sentence at its top left."""
     figure.suptitle(text, x=0.005, ha="left", fontsize=11, fontweight="bold")
 
 
@@ -288,7 +289,8 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]
         taken.append(box)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_text(figure: Figure, name: str) -> str:
+    """Return the figure as SVG, the same bytes each time it is drawn."""
     buffer = io.StringIO()
     # A salt a figure: ids stay the same from one drawing to the next and differ between figures inlined in one page.
     with matplotlib.rc_context({"svg.hashsalt": name}):

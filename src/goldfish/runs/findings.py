@@ -53,9 +53,10 @@ def warnings(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
     if low < high:
         yield f"Runs were trained on unequal numbers of input tokens, {low:,} to {high:,}."
     for label, run in runs.items():
-        planned, seen = run.result["exposures"]["planned"], run.result["exposures"]["seen"]
-        if planned != seen:
-            yield f"{label}: {planned:,} exposures of injected documents were planned, {seen:,} seen."
+        counts = run.result["exposures"]
+        missing, extra = counts.get("missing", max(0, counts["planned"] - counts["seen"])), counts.get("extra", 0)
+        if missing or extra:
+            yield f"{label}: of {counts['planned']:,} planned exposures {missing:,} did not happen; {extra:,} happened unplanned."
     for what, keys in _SAME.items():
         if len({json.dumps([run.environment[key] for key in keys], sort_keys=True) for run in runs.values()}) > 1:
             yield f"{what} between runs; see the table of hardware and versions."

@@ -3,7 +3,8 @@
 config.yaml       frozen before anything runs          environment.json  command, commit, versions, hardware
 progress.json     how far it is, twice a second        job.log           what the job's process printed
 checkpoints/      last.ckpt, to resume from            metrics.csv       what was logged, by step
-exposures.csv     which document was seen when         extraction.jsonl  what was extracted, a document a line
+exposures.csv     what was seen when, which fate       extraction.jsonl  what was extracted, a document a line
+data.json         what was read, removed, overlapped   edits.jsonl       how near-duplicates were edited
 model/            Hugging Face folder, safetensors     result.json       written LAST: its presence means "finished"
 """
 
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,7 @@ class RunDirectory:
         """Write a JSONL file atomically."""
         write_atomically(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
 
-    def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    def write_csv(self, name: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
         """Write a CSV file atomically."""
         import csv
 

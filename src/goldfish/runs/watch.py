@@ -54,7 +54,12 @@ class Watch:
                 done = self._done.wait(0.25)
                 for record, task in tasks.items():
                     state = self._state(record)
-                    bars.update(task, completed=state.get("step", 0), total=state.get("steps", 1), line=_line(state))
+                    bars.update(
+                        task,
+                        completed=state.get("step", state.get("done", 0)),
+                        total=state.get("steps", state.get("total", 1)),
+                        line=_line(state),
+                    )
                 if done:
                     return
 
@@ -69,7 +74,7 @@ class Watch:
                 state = self._state(record)
                 changed = state["state"] != told.get(record, "waiting")
                 if (changed and state["state"] in ("training", "finished", "failed", "interrupted")) or (
-                    due and "loss" in state
+                    due and ("loss" in state or "total" in state)
                 ):
                     self._console.print(f"{name:<16} {_line(state)}", markup=False, highlight=False)
                 told[record] = state["state"]
@@ -80,7 +85,8 @@ class Watch:
 def _line(state: dict[str, Any]) -> str:
     """One run's state in words."""
     if "loss" not in state:
-        return str(state["state"])
+        done = f"  {state['done']:,}/{state['total']:,} {state['unit']}" if "total" in state else ""
+        return f"{state['state']}{done}"
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
     return (
         f"{state['step']}/{state['steps']}  loss {loss}  {state['tokens_per_s']:,.0f} tokens/s  "

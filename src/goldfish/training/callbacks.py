@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,48 +13,84 @@ from goldfish.data.packing import Prepared
 from goldfish.evaluation.extraction import Extraction, forced_matches
 
 
+class Exposure(NamedTuple):
+    """A document was trained on: at `step` on `rank`, in the run's row `row`, `length` tokens from token `offset` on.
+
+    `dropped`: bit t of `np.unpackbits` is 1 if the mask dropped the document's token t as a target.
+    """
+
+    document: int
+    occurrence: int
+    step: int
+    rank: int
+    row: int
+    offset: int
+    length: int
+    dropped: bytes
+
+    @property
+    def dropped_positions(self) -> list[int]:
+        """Positions in the document of the tokens whose loss the mask dropped."""
+        bits = np.unpackbits(np.frombuffer(self.dropped, dtype=np.uint8), count=self.length)
+        return np.flatnonzero(bits).tolist()
+
+
 class Ledger(pl.Callback):
-    """Records each exposure when its batch has been trained on: (document, step, rank, row, offset).
+    """Records each exposure when its batch has been trained on.
 
     The records travel in the checkpoint, so a resumed run's ledger holds every step once.
     """
 
-    COLUMNS = ("document", "step", "rank", "row", "offset")
-
     def __init__(self) -> None:
-        self.records: list[tuple[int, ...]] = []
-        self._fresh: list[tuple[int, ...]] = []
+        self.records: list[Exposure] = []
+        self._fresh: list[Exposure] = []
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Record the batch's exposures; steps count from 0."""
         step, rank = trainer.global_step - 1, trainer.global_rank
-        for document, row, offset in zip(
-            *(batch[key].tolist() for key in ("document", "visit", "offset")), strict=True
+        found = batch["document"].cpu() >= 0
+        if not found.any():
+            return
+        columns = (batch[key].cpu()[found].tolist() for key in ("document", "occurrence", "visit", "offset", "length"))
+        dropped = ~module.kept[found.to(module.kept.device)].cpu().numpy()
+        for (document, occurrence, row, offset, length), dropped_T in zip(
+            zip(*columns, strict=True), dropped, strict=True
         ):
-            if document >= 0:
-                self._fresh.append((document, step, rank, row, offset))
+            bits = np.packbits(dropped_T[offset : offset + length]).tobytes()
+            self._fresh.append(Exposure(document, occurrence, step, rank, row, offset, length, bits))
 
-    def gather(self, trainer: pl.Trainer) -> list[tuple[int, ...]]:
-        """All ranks' records, sorted by step; every rank must call it."""
+    def gather(self, trainer: pl.Trainer) -> list[Exposure]:
+        """All ranks' records, sorted by step and row; every rank must call it."""
         fresh = [self._fresh]
         if trainer.world_size > 1:
             fresh = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(fresh, self._fresh)
-        self.records += sorted((record for part in fresh for record in part), key=lambda record: (record[1], record[3]))
+        self.records += sorted(
+            (record for part in fresh for record in part), key=lambda record: (record.step, record.row)
+        )
         self._fresh = []
         return self.records
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the records into the checkpoint (Lightning calls this on every rank)."""
-        checkpoint["goldfish_ledger"] = torch.tensor(self.gather(trainer), dtype=torch.int64).view(
-            -1, len(self.COLUMNS)
+        """Put the records into the checkpoint as plain tensors (Lightning calls this on every rank)."""
+        records = self.gather(trainer)
+        numbers = torch.tensor([record[:-1] for record in records], dtype=torch.int64).view(
+            -1, len(Exposure._fields) - 1
         )
+        bits = torch.frombuffer(bytearray(b"".join(record.dropped for record in records) or b"\0"), dtype=torch.uint8)
+        checkpoint["goldfish_ledger"] = {"numbers": numbers, "dropped": bits}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the records of the steps before the checkpoint."""
-        self.records, self._fresh = [tuple(record) for record in checkpoint["goldfish_ledger"].tolist()], []
+        saved = checkpoint["goldfish_ledger"]
+        dropped, start = saved["dropped"].numpy().tobytes(), 0
+        self.records, self._fresh = [], []
+        for numbers in saved["numbers"].tolist():
+            end = start + (numbers[-1] + 7) // 8
+            self.records.append(Exposure._make([*numbers, dropped[start:end]]))
+            start = end
 
 
 class Progress(pl.Callback):

@@ -59,6 +59,7 @@ class GoldfishModule(pl.LightningModule):
         self.supervised_tokens: Tensor
         self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
         self.last_loss = float("nan")
+        self.kept: Tensor  # keep_BT of the last step, which the ledger records
         self._validation = torch.zeros(2, dtype=torch.float64)
         self._clock = (0, 0.0)
 
@@ -70,7 +71,7 @@ class GoldfishModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
-        keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
+        self.kept = keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
         count = self._global_sum(target_count(keep_BT))
         logs = (self.global_step + 1) % self.log_every == 0
         micro_batches = list(

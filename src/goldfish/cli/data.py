@@ -1,0 +1,109 @@
+"""goldfish-data: prepare the text of a configuration and show what it would train on, without training.
+
+Takes what goldfish-train takes; of an experiment with arms it shows what all of them share.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from goldfish.cli.errors import exit_with_reason
+from goldfish.cli.train import plain
+from goldfish.config import build, home
+from goldfish.runs.record import environment, identity, label, write_atomically
+
+SHOWN = 240  # characters of a sample
+
+
+def main() -> None:
+    """Entry point; conf/train.yaml names every setting."""
+    sys.argv += ["hydra.mode=RUN", "hydra.run.dir=."]
+    exit_with_reason(
+        "goldfish-data", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task)
+    )
+
+
+def task(cfg: DictConfig) -> None:
+    """Prepare, look, write, print."""
+    from goldfish.data.overview import overview  # imports torch: seconds, so a mistyped key is told before
+    from goldfish.run import Job
+    from goldfish.runs.data_figure import data_figure
+
+    config = plain(cfg)
+    job, console = build(Job, config), Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task_id = bar.add_task("preparing", total=None)
+
+        def say(message: str, **numbers: Any) -> None:
+            bar.update(task_id, description=message, completed=numbers.get("done", 0), total=numbers.get("total"))
+
+        job.data.prepare(say)
+    job.data.meet_budget(job.mask)
+    found = overview(job.data, job.mask)
+
+    out = Path(config["log_dir"]) / "data" / f"{label(config)}-{identity(config)}"
+    out.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["goldfish-data", *sys.argv[1:-2]])
+    content = {"facts": found.facts, "config": config, "environment": environment(command)}
+    write_atomically(out / "overview.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(out / "overview.svg", data_figure(found.lengths, found.timeline, job.data.sequence_length))
+    _print(found.facts, console)
+    for sample in found.samples:
+        _print_sample(sample, console)
+    console.print(f"\nfigure:  {out / 'overview.svg'}\nnumbers: {out / 'overview.json'}", markup=False, highlight=False)
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    text = Table("text", "documents", "tokens", "characters", "removed for overlap", box=None)
+    for name in ("background", "validation"):
+        row = facts["prepared"][name]
+        text.add_row(name, *(f"{row[key]:,}" for key in ("documents", "tokens", "characters", "removed_documents")))
+    console.print(text)
+    shares = facts["prepared"]["overlap"].values()
+    console.print(
+        f"overlap: the largest share of an injected or never-seen document's 13-grams in other text is {max(shares):.1%}; "
+        f"{facts['prepared']['candidates_overlapping']:,} of {facts['prepared']['candidates']:,} candidates overlapped some",
+        highlight=False,
+    )
+    console.print("\ntokens of a background document: " + _line(facts["document_tokens"]), highlight=False)
+    run, exposures = facts["run"], facts["exposures"]
+    console.print(
+        f"run: {run['steps']:,} steps, {run['rows']:,} rows, {run['tokens']:,} tokens = {run['background_epochs']:.2f} epochs of "
+        f"the background; the mask keeps {run['targets_kept']:.1%} of the targets",
+        highlight=False,
+    )
+    console.print(
+        f"exposures: {exposures['planned']:,}, in {exposures['rows_with_one']:.1%} of the rows; injected text is "
+        f"{exposures['share_of_tokens']:.1%} of the tokens",
+        highlight=False,
+    )
+    buckets = ", ".join(f"{count} of {repeats}" for repeats, count in exposures["documents_by_repeats"].items())
+    console.print(f"documents by repeats: {buckets} exposures\n", highlight=False)
+
+
+def _line(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in numbers.items())
+
+
+def _print_sample(sample: Any, console: Console) -> None:
+    before, after = sample.before[-SHOWN // 3 :], sample.after[: SHOWN // 3]
+    if sample.document is None:
+        before, after = sample.before[:SHOWN], ""
+    name = f", document {sample.document}" if sample.document else ""
+    console.print(f"[bold]row {sample.row}{escape(name)}[/bold]", highlight=False)
+    exposed = sample.exposed if len(sample.exposed) <= SHOWN else f"{sample.exposed[:SHOWN]} [...]"
+    console.print(f"{escape(before)}[reverse]{escape(exposed)}[/reverse]{escape(after)}\n", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Files that a killed process can go on writing, and folders that notice when a file of theirs was damaged."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+META = "meta.json"
+
+
+class Damaged(Exception):
+    """A folder does not hold what was written there; the text says what is wrong."""
+
+
+class Appended:
+    """Files that only grow. What stands in them at the last `save` is there again after a kill; the rest is cut off.
+
+    Damaged if they hold less, or something else, than at that `save`. `state`: what was saved with them, {} if nothing.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], progress: str = "progress.json") -> None:
+        self._progress = folder / progress
+        saved = read_json(self._progress) if self._progress.exists() else {"files": {}, "state": {}}
+        try:
+            self.state: dict[str, Any] = saved["state"]
+            self.sizes: dict[str, int] = {name: saved["files"].get(name, [0])[0] for name in names}
+            digests = {name: saved["files"][name][1] for name in saved["files"]}
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise Damaged(f"{progress} is not complete") from error
+        self._digests = {name: hashlib.sha256() for name in names}
+        self._files = {name: (folder / name).open("a+b") for name in names}
+        for name, file in self._files.items():
+            file.seek(0)
+            left = self.sizes[name]
+            while left and (block := file.read(min(left, 1 << 20))):
+                self._digests[name].update(block)
+                left -= len(block)
+            if left or digests.get(name, self._digests[name].hexdigest()) != self._digests[name].hexdigest():
+                raise Damaged(f"{name} was cut off or edited")
+            file.truncate(self.sizes[name])
+
+    def append(self, name: str, content: bytes) -> None:
+        """Write at the end of file `name`."""
+        self._files[name].write(content)
+        self._digests[name].update(content)
+        self.sizes[name] += len(content)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Make what was appended, and `state`, survive a kill or a loss of power."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        files = {name: [self.sizes[name], digest.hexdigest()] for name, digest in self._digests.items()}
+        write_json(self._progress, {"files": files, "state": state})
+
+    def close(self) -> None:
+        """Close the files; what was appended since the last `save` may be lost."""
+        for file in self._files.values():
+            file.close()
+
+
+def seal(folder: Path, meta: dict[str, Any]) -> None:
+    """Record `meta`, and the size, the times and the sha256 of each file below `folder`, in its meta.json."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(META))
+    _write_meta(folder, meta, {str(path.relative_to(folder)): [*_stamp(path), _sha256(path)] for path in paths})
+
+
+def unseal(folder: Path) -> dict[str, Any]:
+    """The `meta` of a sealed folder; Damaged names a file that is not what it was.
+
+    Only a file whose size or times have changed is read again. Files that were copied are read once.
+    """
+    given = read_json(folder / META)
+    if not isinstance(given, dict) or given.pop("sha256", None) != _sha256_of(given):
+        raise Damaged(f"{META} was cut off or edited")
+    files: dict[str, list[Any]] = given["files"]
+    meta: dict[str, Any] = given["meta"]
+    changed = {}
+    for name, (*stamp, sha256) in files.items():
+        if not (folder / name).is_file():
+            raise Damaged(f"{name} is missing")
+        if (now := _stamp(folder / name)) != stamp:
+            if now[0] != stamp[0] or _sha256(folder / name) != sha256:
+                raise Damaged(f"{name} was cut off or edited")
+            changed[name] = [*now, sha256]
+    if changed:
+        _write_meta(folder, meta, files | changed)
+    return meta
+
+
+def _write_meta(folder: Path, meta: dict[str, Any], files: dict[str, list[Any]]) -> None:
+    content = {"meta": meta, "files": files}
+    write_json(folder / META, {**content, "sha256": _sha256_of(content)})
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; Damaged if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path.name} cannot be read") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # ctime: an edit that puts mtime back is noticed
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,30 @@
+"""Where the text comes from: documents with an id and a group. Add a source as one more class."""
+
+from goldfish.data.corpus.base import Corpus, Document
+from goldfish.data.corpus.cleaning import Deduplicated, Normalized
+from goldfish.data.corpus.docstrings import Docstrings
+from goldfish.data.corpus.factbook import Factbook
+from goldfish.data.corpus.mixture import Mixture
+from goldfish.data.corpus.packaged import Bible, Shakespeare, Wikipedia
+from goldfish.data.corpus.tables import HuggingFace, JsonLines, Parquet
+from goldfish.data.corpus.text import TextFiles
+from goldfish.data.corpus.tokens import Megatron, TokenFile
+
+__all__ = [
+    "Bible",
+    "Corpus",
+    "Deduplicated",
+    "Docstrings",
+    "Document",
+    "Factbook",
+    "HuggingFace",
+    "JsonLines",
+    "Megatron",
+    "Mixture",
+    "Normalized",
+    "Parquet",
+    "Shakespeare",
+    "TextFiles",
+    "TokenFile",
+    "Wikipedia",
+]

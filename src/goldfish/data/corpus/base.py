@@ -1,0 +1,74 @@
+"""What every source yields, and what several need: finding a package's files, hashing files."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Document(NamedTuple):
+    """A text, or token ids. Documents of one `group` (a country, a file) are held out of the background together."""
+
+    id: str
+    group: str
+    text: str
+    ids: np.ndarray | None = None
+    """Token ids (T,) of a source that is already tokenized, without separators; `text` is then ""."""
+
+
+class Corpus(Protocol):
+    """A source of documents, read as a stream: the same ones in the same order each time."""
+
+    def documents(self) -> Iterator[Document]: ...
+
+    def fingerprint(self) -> str:
+        """A name of the content: it changes whenever a document would."""
+        ...
+
+
+class InstalledText(ABC):
+    """Text that a package of a known version carries; the package is found, never imported."""
+
+    MODULE: str
+    INSTALL: str
+    SHA256: str
+    """Of the names and bytes of `_files()`, in their order: `sha256_of`."""
+
+    def __init__(self) -> None:
+        spec = find_spec(self.MODULE)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"the text of {type(self).__name__} is not installed; type: {self.INSTALL}")
+        self._root = Path(spec.origin).parent
+
+    @abstractmethod
+    def _files(self) -> list[Path]: ...
+
+    def _check(self) -> None:
+        """Raise ValueError if the package holds another text than the tested one."""
+        files = [path for path in self._files() if path.is_file()]
+        found = sha256_of((path.name, path) for path in files)
+        if found != self.SHA256:
+            raise ValueError(
+                f"the text of {type(self).__name__} in {self._root} differs from the tested one "
+                f"({found[:12]}); type: {self.INSTALL}"
+            )
+
+
+def sha256_of(files: Iterable[tuple[str, Path]]) -> str:
+    """The SHA-256 of the files' names and bytes, read in blocks."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_text(*parts: object) -> str:
+    """The SHA-256 of the parts' representations."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""Technical English: the docstrings of installed packages."""
+
+import ast
+import inspect
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from goldfish.data.corpus.base import Document, sha256_of_text
+from goldfish.data.corpus.text import is_encodable
+
+
+class Docstrings:
+    """Docstrings of the Python packages installed beside goldfish, read from their files; nothing is imported.
+
+    `packages`: only these top-level packages; None takes all. `min_characters`: shorter docstrings are left out.
+    Equal docstrings are yielded once, the first of them. A document is named FILE:LINE; a group is a top-level
+    package. The text changes with the versions installed: for numbers that others can repeat, take another source.
+    """
+
+    def __init__(self, packages: list[str] | None = None, min_characters: int = 200) -> None:
+        if min_characters < 1:
+            raise ValueError(f"min_characters={min_characters}: must be at least 1")
+        self.min_characters = min_characters
+        self._root = Path(sysconfig.get_paths()["purelib"])
+        files = ((file.relative_to(self._root), file) for file in self._root.rglob("*.py"))
+        grouped = sorted((str(name), name.parts[0].removesuffix(".py"), file) for name, file in files)
+        if packages is not None:
+            there = {group for _, group, _ in grouped}
+            if missing := [package for package in packages if package not in there]:
+                raise ValueError(f"packages: {', '.join(missing)} not installed in {self._root}")
+            grouped = [entry for entry in grouped if entry[1] in packages]
+        self._files = grouped
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the docstrings in the order of the files' paths; files that this Python cannot parse are left out."""
+        seen: set[bytes] = set()
+        for name, group, file in self._files:
+            for line, text in _docstrings(file):
+                if len(text) < self.min_characters or not is_encodable(text):
+                    continue
+                if (digest := blake2b(text.encode(), digest_size=16).digest()) not in seen:
+                    seen.add(digest)
+                    yield Document(f"{name}:{line}", group, text)
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names, sizes and times of change, and of Python's version; the files are not read."""
+        stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, _, file in self._files]
+        return f"docstrings-{sha256_of_text(stats, self.min_characters, sys.version_info[:2])}"
+
+
+def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        # Expressions hold no docstrings, and are most of the tree.
+        pending += [
+            c for c in ast.iter_child_nodes(node) if isinstance(c, ast.stmt | ast.excepthandler | ast.match_case)
+        ]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text is not None:
+                yield getattr(node, "lineno", 0), inspect.cleandoc(text).strip()

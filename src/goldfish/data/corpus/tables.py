@@ -1,0 +1,253 @@
+"""Rows with columns: JSON Lines, Parquet, and anything the library `datasets` reads."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+from goldfish.data.corpus.text import files_of, is_encodable, opened
+
+
+class _Rows:
+    """Which columns of a row make a document; `skipped` counts the rows without text of the last reading."""
+
+    def __init__(self, text: str, id: str | None, group: str | None) -> None:
+        self.text, self.id, self.group = text, id, group
+        self.skipped = 0
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for column in (self.text, self.id, self.group) if column is not None))
+
+    def _check_columns(self, names: Iterable[str], where: str) -> None:
+        names = list(names)
+        for setting, column in (("text", self.text), ("id", self.id), ("group", self.group)):
+            if column is not None and column not in names:
+                raise ValueError(
+                    f"{setting}={column!r}: {where} has no such column; the columns there are: {', '.join(names)}"
+                )
+
+    def _document(self, row: Mapping[str, Any], where: str, default: str) -> Document | None:
+        text = row[self.text]
+        if text is None or (isinstance(text, str) and not text.strip()):
+            self.skipped += 1
+            return None
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: column {self.text!r} holds {text!r:.80}, and not text; choose another column")
+        if not is_encodable(text):
+            raise ValueError(f"{where}: column {self.text!r} holds half of a surrogate pair, which is no character")
+        id = self._name(row, self.id, where, default)
+        return Document(id, self._name(row, self.group, where, id), text)
+
+    def _name(self, row: Mapping[str, Any], column: str | None, where: str, default: str) -> str:
+        if column is None:
+            return default
+        if isinstance(name := row[column], str | int) and name != "":
+            return str(name)
+        raise ValueError(f"{where}: column {column!r} holds {name!r:.80}; a name is a text or a whole number")
+
+
+class JsonLines(_Rows):
+    """One JSON object a line: a file, a folder with *.jsonl files, or a glob; .gz files are decompressed.
+
+    `text`, `id`, `group`: the keys that hold a document's text, its name ("FILE#LINE" without one) and the name of
+    what is held out together (the id without one). A line whose text is null or blank is skipped and counted in
+    `skipped`. Memory holds one line.
+    """
+
+    # Not the JSON reader of `datasets`: it turns texts that look like dates into dates, and cannot name a bad line.
+
+    PATTERNS = ("**/*.jsonl", "**/*.jsonl.gz", "**/*.ndjson", "**/*.ndjson.gz")
+
+    def __init__(self, path: str, text: str = "text", id: str | None = None, group: str | None = None) -> None:
+        super().__init__(text, id, group)
+        self._files = files_of(path, *self.PATTERNS)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the lines in the order of the files' paths; ValueError names the file and the line that is wrong."""
+        self.skipped = 0
+        for name, path in self._files:
+            with opened(path) as stream:
+                for number, line in enumerate(stream, start=1):
+                    if number == 1:
+                        line = line.removeprefix(b"\xef\xbb\xbf")
+                    if not line.strip():
+                        continue
+                    where = f"{path}: line {number}"
+                    row = _parsed(line.decode("utf-8").rstrip(), where)
+                    self._check_columns(row, where)
+                    if document := self._document(row, where, f"{name}#{number}"):
+                        yield document
+
+    def fingerprint(self) -> str:
+        """A hash of every file's name and bytes, and of the columns."""
+        return f"jsonl-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
+
+
+class Parquet(_Rows):
+    """Parquet: a file, a folder with *.parquet files, or a glob.
+
+    `text`, `id`, `group`: as of JsonLines; without `id` a document is "FILE#ROW", rows counted from 0. Only these
+    columns are read, and memory holds a part of one row group.
+    """
+
+    def __init__(self, path: str, text: str = "text", id: str | None = None, group: str | None = None) -> None:
+        super().__init__(text, id, group)
+        self._files = files_of(path, "**/*.parquet")
+        for _ in self._batches(self._files[0][1], check_only=True):
+            pass
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the rows in the order of the files' paths; ValueError names the file and the row that is wrong."""
+        self.skipped = 0
+        for name, path in self._files:
+            number = 0
+            for batch in self._batches(path):
+                for row in batch.to_pylist():
+                    if document := self._document(row, f"{path}: row {number}", f"{name}#{number}"):
+                        yield document
+                    number += 1
+
+    def fingerprint(self) -> str:
+        """A hash of every file's name and bytes, and of the columns."""
+        return f"parquet-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
+
+    def _batches(self, path: Path, check_only: bool = False) -> Iterator[Any]:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+                self._check_columns(file.schema_arrow.names, str(path))
+                if not check_only:
+                    yield from file.iter_batches(batch_size=256, columns=self.columns)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
+
+
+class HuggingFace(_Rows):
+    """Any dataset the library `datasets` reads: a name on the Hugging Face hub, or a local folder.
+
+    `path`: "OWNER/NAME" on the hub, a folder of data files, or a folder made by `save_to_disk`. `name`: the
+    configuration, if the dataset has several. `split`: "train", "test", or a part such as "train[:10%]" (not while
+    streaming, nor of a folder made by `save_to_disk`). `revision`: a commit, tag or branch of the hub; one that is
+    not a commit is looked up once and the commit then used, or, if the hub does not answer, named "unpinned".
+    `streaming`: read while it downloads, and keep nothing on disk; otherwise the dataset is downloaded first, as
+    Arrow files into the cache of `datasets`, and memory-mapped. Streaming holds the buffers of one data file at most.
+    `text`, `id`, `group`: as of JsonLines; without `id` a document is its row's number, counted from 0. Code of a
+    dataset is never run.
+
+    The tests read local folders only: access to the hub was not tried where this was written.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        streaming: bool = False,
+        text: str = "text",
+        id: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        super().__init__(text, id, group)
+        self.path, self.name, self.split, self.revision, self.streaming = path, name, split, revision, streaming
+        self._is_local = Path(path).is_dir()
+        if Path(path).is_file():
+            raise ValueError(f"path={path!r}: a file; read it as data/corpus=jsonl or parquet, or give its folder")
+        if not self._is_local and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
+            raise ValueError(
+                f"path={path!r}: no such folder; give one, or OWNER/NAME of a dataset on the Hugging Face hub"
+            )
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the rows in order; ValueError if there is no such dataset, split or column, or a row holds no text."""
+        self.skipped = 0
+        for number, row in enumerate(self._rows()):
+            if document := self._document(row, f"dataset {self.path!r}: row {number}", str(number)):
+                yield document
+
+    def fingerprint(self) -> str:
+        """A hash of a local folder's files, or of a hub dataset's commit; and of name, split and columns."""
+        if self._is_local:
+            root = Path(self.path)
+            files = sorted(file for file in root.rglob("*") if file.is_file())
+            content = sha256_of((str(file.relative_to(root)), file) for file in files)
+        else:
+            content = f"{self.path}@{self._commit or self.revision or 'unpinned'}"
+        return f"huggingface-{sha256_of_text(content, self.name, self.split, self.text, self.id, self.group)}"
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """The commit that `revision` means now; None if the hub does not tell."""
+        if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
+            return self.revision
+        import huggingface_hub
+
+        try:
+            return huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
+        except Exception:  # offline, gated or unknown: loading tells what is wrong
+            return None
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            loaded = self._load()
+            names = loaded.column_names or list(next(iter(loaded), {}))
+        except Exception as error:  # whatever the libraries for hub and formats raise becomes one sentence
+            raise self._unreadable(error) from error
+        self._check_columns(names, f"dataset {self.path!r}")
+        rows = iter(loaded.select_columns(self.columns))
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # the same, of a file that is read while streaming
+                raise self._unreadable(error) from error
+            if row is None:
+                return
+            yield row
+
+    def _load(self) -> Any:
+        import datasets
+
+        if self._is_local and any((Path(self.path) / made).is_file() for made in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(self.path)
+            if not isinstance(saved, datasets.DatasetDict):
+                return saved
+            if self.split not in saved:
+                raise ValueError(f"split={self.split!r}: the splits there are: {', '.join(saved)}")
+            return saved[self.split]
+        revision = None if self._is_local else self._commit or self.revision
+        return datasets.load_dataset(
+            self.path, self.name, split=self.split, revision=revision, streaming=self.streaming
+        )
+
+    def _unreadable(self, error: BaseException) -> ValueError:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return ValueError(
+            f"path={self.path!r}: no dataset could be read there ({_first_line(error)}); give a folder with data files, "
+            "or OWNER/NAME of a dataset on the Hugging Face hub, which must be reachable, or downloaded before"
+        )
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}){_ARRAY_HINT}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: JSON nested too deeply") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a JSON {type(row).__name__}, and not an object{_ARRAY_HINT}")
+    return row
+
+
+_ARRAY_HINT = "; every line must be one JSON object. For a file that is one JSON array type: jq -c '.[]' FILE > NEW"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,120 @@
+"""Plain text files, and what every reader of UTF-8 files needs."""
+
+import codecs
+import glob
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+
+
+class TextFiles:
+    """Plain UTF-8 text: one file, or every `pattern` file below a folder; files that end in .gz are decompressed.
+
+    `split`: a document is a whole "file" (its group too), which is read whole, or a "paragraph" (the lines between
+    blank lines), which is read line by line: memory then holds one paragraph.
+    """
+
+    def __init__(self, path: str, pattern: str = "**/*.txt", split: Literal["file", "paragraph"] = "file") -> None:
+        self.split = split
+        self._files = files_of(path, pattern)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents in the order of their paths; ValueError names a file that cannot be read as UTF-8."""
+        for name, path in self._files:
+            with opened(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
+                if self.split == "file":
+                    if text := lines.read().strip():
+                        yield Document(name, name, text)
+                    continue
+                for number, text in enumerate(_paragraphs(lines)):
+                    yield Document(f"{name}#{number}", f"{name}#{number}", text)
+
+    def fingerprint(self) -> str:
+        """A hash of every file's name and bytes."""
+        return f"text-{sha256_of_text(self.split, sha256_of(self._files))}"
+
+
+def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
+    """The files that `path` means (a file, a folder with files that match a pattern, or a glob), with short names.
+
+    ValueError if there are none.
+    """
+    root = Path(path)
+    if root.is_file():
+        return [(root.name, root)]
+    if root.is_dir():
+        found = sorted({file for pattern in patterns for file in root.glob(pattern) if file.is_file()})
+        if not found:
+            wanted = " or ".join(map(repr, patterns))
+            raise ValueError(f"path={path!r}: the folder holds no file that matches pattern={wanted}")
+    else:
+        found = sorted(Path(file) for file in glob.glob(path, recursive=True) if Path(file).is_file())
+        if not found:
+            raise ValueError(
+                f"path={path!r}: no such file or folder; give a file, or a folder with {' or '.join(patterns)} files"
+            )
+        root = Path(os.path.commonpath([file.parent for file in found]))
+    return [(str(file.relative_to(root)), file) for file in found]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed if its name ends in .gz.
+
+    What goes wrong while it is read is a ValueError that names the file, and for text that is not UTF-8 the byte.
+    """
+    try:
+        opening: Any = gzip.open if path.suffix == ".gz" else open
+        with opening(path, "rb") as stream:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}); compress or copy it again") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {_first_invalid(path)}); if it is Latin-1, type: "
+            f"iconv -f LATIN1 -t UTF-8 FILE > NEW; a file of mixed encodings must be mended first, or cut to UTF-8 "
+            f"with: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+        ) from error
+
+
+def _first_invalid(path: Path) -> int:
+    """The offset of the first byte (after decompression) that is not UTF-8."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    with opened(path) as stream:
+        while True:
+            block, pending = stream.read(1 << 20), len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                return position - pending + error.start
+            position += len(block)
+
+
+def _paragraphs(lines: Iterator[str] | io.TextIOWrapper) -> Iterator[str]:
+    block: list[str] = []
+    for line in lines:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block).strip()
+            block = []
+    if block:
+        yield "".join(block).strip()
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Corpora that are already tokenized. Documents carry `ids` and no text; the files are memory-mapped."""
+
+import struct
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+
+BLOCK = 1 << 22  # ids looked at together in search of separators
+
+
+class TokenFile:
+    """A file of nothing but token ids, one after the other (nanoGPT's .bin), with a separator between documents.
+
+    `dtype`: of an id, little-endian. `separator`: the id that ends (or begins) a document; it is not part of any.
+    A document and its group is named FILE#NUMBER.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        separator: int,
+        dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] = "uint16",
+    ) -> None:
+        self._path, self.separator = Path(path), separator
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        if not self._path.is_file():
+            raise ValueError(f"path={path!r}: no such file; give a file of token ids")
+        _mapped(self._path, self.dtype)
+        limits = np.iinfo(self.dtype)
+        if not 0 <= separator <= limits.max:
+            raise ValueError(f"separator={separator}: must be at least 0 and at most {limits.max} (dtype={dtype!r})")
+
+    def documents(self) -> Iterator[Document]:
+        """Yield what stands between separators, in order; nothing for two separators side by side."""
+        ids_N, start, number = _mapped(self._path, self.dtype), 0, 0
+        for block in range(0, len(ids_N), BLOCK):
+            ends = block + np.flatnonzero(ids_N[block : block + BLOCK] == self.separator)
+            if block + BLOCK >= len(ids_N):
+                ends = np.append(ends, len(ids_N))
+            for end in ends.tolist():
+                if end > start:
+                    name = f"{self._path.name}#{number}"
+                    yield Document(name, name, "", ids_N[start:end])
+                    number += 1
+                start = end + 1
+
+    def fingerprint(self) -> str:
+        """A hash of the file's bytes, its dtype and separator."""
+        content = sha256_of([(self._path.name, self._path)])
+        return f"tokens-{sha256_of_text(content, self.dtype.str, self.separator)}"
+
+
+class Megatron:
+    """A pair of files of Megatron-LM: PATH_PREFIX.bin with token ids and PATH_PREFIX.idx (MMIDIDX, version 1).
+
+    `separator`: an id to take off the end of each document (what Megatron's --append-eod put there); None takes
+    nothing off. A document, all its sequences joined, and its group is named FILE#NUMBER.
+    """
+
+    MAGIC = b"MMIDIDX\x00\x00"
+    DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # noqa: RUF012
+
+    def __init__(self, path_prefix: str, separator: int | None = None) -> None:
+        prefix = path_prefix.removesuffix(".bin").removesuffix(".idx")
+        self._bin, self._idx = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
+        for path in (self._bin, self._idx):
+            if not path.is_file():
+                raise ValueError(f"path_prefix={path_prefix!r}: no file {path}; .bin and .idx lie side by side")
+        self.separator = separator
+        self._open()
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents in order, empty ones left out; ValueError if the files contradict each other."""
+        ids_N, lengths_S, pointers_S, borders = self._open()
+        size, start, number = ids_N.dtype.itemsize, 0, 0
+        for end in map(int, chain(borders, [len(lengths_S)])):
+            if not start <= end <= len(lengths_S):
+                raise ValueError(f"{self._idx}: document border {end} after {start}, of {len(lengths_S)} sequences")
+            parts = []
+            for sequence in range(start, end):
+                pointer, length = int(pointers_S[sequence]), int(lengths_S[sequence])
+                if pointer % size or pointer < 0 or length < 0 or pointer // size + length > len(ids_N):
+                    raise ValueError(
+                        f"{self._idx}: sequence {sequence} ({length} ids from byte {pointer}) lies outside {self._bin}, "
+                        f"which has {len(ids_N) * size} bytes: one of the two was cut off, or they do not belong together"
+                    )
+                parts.append(ids_N[pointer // size : pointer // size + length])
+            start = end
+            ids = parts[0] if len(parts) == 1 else np.concatenate([*parts, ids_N[:0]])
+            if len(ids) and ids[-1] == self.separator:
+                ids = ids[:-1]
+            if len(ids):
+                name = f"{self._bin.name}#{number}"
+                yield Document(name, name, "", ids)
+                number += 1
+
+    def fingerprint(self) -> str:
+        """A hash of both files' bytes, and of the separator."""
+        content = sha256_of((path.name, path) for path in (self._idx, self._bin))
+        return f"megatron-{sha256_of_text(content, self.separator)}"
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The ids (N,), the sequences' lengths (S,) in ids and places (S,) in bytes, and the documents' borders."""
+        header = struct.Struct("<9sQBQQ")
+        with self._idx.open("rb") as file:
+            head = file.read(header.size)
+        if not head.startswith(self.MAGIC):
+            raise ValueError(
+                f"{self._idx}: begins with {head[:9]!r}, and not with {self.MAGIC!r}; give a Megatron index"
+            )
+        if len(head) < header.size:
+            raise ValueError(f"{self._idx}: cut off within the header of {header.size} bytes; copy or make it again")
+        _, version, code, sequences, documents = header.unpack(head)
+        if version != 1:
+            raise ValueError(f"{self._idx}: version {version}; only version 1 is known")
+        if code not in self.DTYPES:
+            raise ValueError(f"{self._idx}: ids of type code {code}; whole numbers are {sorted(self.DTYPES)}")
+        wanted = header.size + 12 * sequences + 8 * documents
+        if (there := self._idx.stat().st_size) < wanted:
+            raise ValueError(
+                f"{self._idx}: cut off: {there} bytes, but {sequences} sequences and {documents} document borders "
+                f"need {wanted}; copy or make it again"
+            )
+        if not sequences or not documents:
+            raise ValueError(f"{self._idx}: holds no documents")
+        arrays, offset = [], header.size
+        for dtype, count in (("<i4", sequences), ("<i8", sequences), ("<i8", documents)):
+            arrays.append(np.memmap(self._idx, dtype=dtype, mode="r", offset=offset, shape=(count,)))
+            offset += arrays[-1].nbytes
+        return _mapped(self._bin, np.dtype(self.DTYPES[code])), arrays[0], arrays[1], arrays[2]
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    size = path.stat().st_size
+    if not size:
+        raise ValueError(f"{path}: the file is empty")
+    if size % dtype.itemsize:
+        raise ValueError(
+            f"{path}: {size} bytes are no whole number of ids of {dtype.itemsize} bytes ({dtype.name}); "
+            "the file was cut off, or dtype is another"
+        )
+    # A plain array over the map: slices of np.memmap are slower to make, and go through pickle as subclasses.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))

@@ -1,0 +1,74 @@
+"""Near-duplicates: a document's tokens edited at a rate, as in Mosaic memory (arXiv 2405.15523)."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["replace", "insert", "delete", "case", "spacing"]
+KINDS = ("replace", "insert", "delete", "case", "spacing")
+
+
+class Edit(NamedTuple):
+    """What happened to one token: its position in the unedited document, its id, and the ids that stand there now."""
+
+    kind: str
+    position: int
+    old: int
+    new: list[int]
+
+
+class Edits:
+    """Each token is edited with probability `rate`, by one of `kinds` drawn uniformly.
+
+    "replace" by and "insert" before it a random token, "delete", "case" (upper and lower case swapped), "spacing"
+    (a space before it). A token that its kind cannot change (case of a number, spacing of a part of a character)
+    stays and is not recorded. The result is cut to the document's length.
+    """
+
+    def __init__(self, rate: float = 0.0, kinds: list[Kind] | None = None) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"edit_rate={rate}: a share of the tokens, 0 to 1")
+        self.kinds = list(kinds or KINDS[:1])
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(f"edit_kinds: {kind!r} is none; allowed are {', '.join(KINDS)}")
+        self.rate = rate
+
+    def __call__(
+        self, ids: np.ndarray, key: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[np.ndarray, list[Edit]]:
+        """Return the edited ids and the edits; a function of `ids` and `key` (seed, document, occurrence)."""
+        if not self.rate:
+            return ids, []
+        random = np.random.default_rng([0xED17, *key])
+        plain = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        chosen = random.random(len(ids)) < self.rate
+        kinds, other = random.integers(len(self.kinds), size=len(ids)), random.choice(plain, size=len(ids))
+        result: list[int] = []
+        edits: list[Edit] = []
+        for position, old in enumerate(ids.tolist()):
+            if len(result) >= len(ids):
+                break  # what insertions pushed out was not seen
+            new = [old]
+            if chosen[position]:
+                kind = self.kinds[kinds[position]]
+                new = _edited(kind, old, int(other[position]), tokenizer)
+                if new != [old]:
+                    edits.append(Edit(kind, position, old, new))
+            result += new
+        return np.array(result[: len(ids)], dtype=ids.dtype), edits
+
+
+def _edited(kind: str, old: int, other: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if kind == "replace":
+        return [other]
+    if kind == "insert":
+        return [other, old]
+    if kind == "delete":
+        return []
+    text = str(tokenizer.decode([old]))
+    new = text.swapcase() if kind == "case" else f" {text}"
+    if new == text or tokenizer.encode(text, add_special_tokens=False) != [old]:
+        return [old]
+    return list(tokenizer.encode(new, add_special_tokens=False))

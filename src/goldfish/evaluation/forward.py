@@ -1,0 +1,225 @@
+"""Forward passes of a causal language model: the head only where it is wanted, keys and values written in place.
+
+Shapes: B rows of a batch, P prompt tokens, S suffix tokens, Q tokens of one pass, D hidden units, V vocabulary,
+M positions of any rows.
+"""
+
+import inspect
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+Pick = Callable[..., tuple[Tensor, ...]]
+
+# What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
+_CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS = 1024, 2**18, 2**26
+
+
+class Speaker:
+    """A model's trunk and head apart, so that the head is computed only where it is wanted.
+
+    Where more than a linear head makes the logits (soft caps, scales), the logits stand for the hidden states.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.base, self._head = model, model.base_model, model.get_output_embeddings()
+        self.on_cpu = model.device.type == "cpu"
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.apart = False
+        if isinstance(self._head, nn.Linear) and self.base is not model:
+            probe_1Q = torch.arange(min(8, self._head.out_features), device=model.device)[None]
+            hidden_1QD = self.base(probe_1Q, use_cache=False)[0]
+            self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
+
+    def hidden(self, ids_BQ: Tensor, keep: int, **how: Any) -> Tensor:
+        """Hidden states of the last `keep` tokens: (B, keep, D)."""
+        if self.apart:
+            hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
+        else:
+            hidden_BQD = self.model(ids_BQ, **how, **({"logits_to_keep": keep} if self.keeps else {})).logits
+        return hidden_BQD[:, -keep:]
+
+    def head(self, hidden_MD: Tensor, function: Pick, *more_M: Tensor) -> list[Tensor]:
+        """What `function(logits_MV, ...)` returns, computed on a few rows at a time."""
+        vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
+        step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
+        pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
+        found = [function(self._head(h) if self.apart else h, *more) for h, *more in pieces]
+        return [torch.cat(results) for results in zip(*found, strict=True)]
+
+    def rows_of_a_pass(self, tokens: int, rows: int) -> int:
+        """How many of `rows` rows of `tokens` tokens to read at once."""
+        return max(1, _CPU_TOKENS // tokens) if self.on_cpu else rows
+
+
+class Decoder(Speaker):
+    """Decodes a batch of rows on one key-value cache.
+
+    All rows end at the same column (short prompts are padded on the left), so a pass is over the same columns of some
+    neighbouring rows. Rows are kept in the order of their first wrong token: those that decode are the first ones.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, tokens: int) -> None:
+        super().__init__(model)
+        self.cache = _Cache(len(DynamicCache(config=model.config).layers), rows, tokens)
+        self.pad_B1 = torch.empty(0)
+        self.padded, self.prompt_tokens = False, 0
+
+    def run(self, ids_BQ: Tensor, low: int, start: int, keep: int) -> Tensor:
+        """Hidden states of columns `start` and on of rows `low` and on, their last `keep`: (B, keep, D)."""
+        rows, tokens = ids_BQ.shape
+        pieces = []
+        for first in range(0, rows, step := self.rows_of_a_pass(tokens, rows)):
+            part_BQ = ids_BQ[first : first + step]
+            cache = self.cache.at(low + first, low + first + len(part_BQ), start)
+            how: dict[str, Any] = dict(past_key_values=cache, use_cache=True)
+            if self.padded:
+                column_T = torch.arange(start + tokens, device=ids_BQ.device)
+                pad_B1 = self.pad_B1[cache.low : cache.high]
+                how |= dict(attention_mask=(column_T >= pad_B1).long())
+                how |= dict(position_ids=(column_T[start:] - pad_B1).clamp(min=0))
+            pieces.append(self.hidden(part_BQ, keep, **how))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def read(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Fill the cache with the prompts; the hidden states of their last tokens, (B, D)."""
+        ids_BP, pad_B = left_padded(prompts)
+        self.pad_B1, self.padded = pad_B[:, None].to(self.model.device), bool(pad_B.any())
+        self.prompt_tokens = ids_BP.shape[1]
+        return self.run(ids_BP.to(self.model.device), 0, 0, keep=1)[:, 0]
+
+    def repeat(self, hidden_BD: Tensor, times: int) -> Tensor:
+        """Make `times` neighbouring rows of each row just read."""
+        source_M = torch.arange(len(hidden_BD), device=hidden_BD.device).repeat_interleave(times)
+        self.cache.move(torch.arange(len(source_M), device=source_M.device), source_M, self.prompt_tokens)
+        self.pad_B1 = self.pad_B1[source_M]
+        return hidden_BD[source_M]
+
+    def decode(self, hidden_BD: Tensor, suffix_tokens: int, pick: Pick, *luck_BS: Tensor) -> Tensor:
+        """made_BS, token by token, after the hidden states of the prompts' last tokens."""
+        [first_B] = self.head(hidden_BD, pick, *(luck[:, 0] for luck in luck_BS))
+        made_BS = first_B[:, None].repeat(1, suffix_tokens)
+        self._go_on(made_BS, [0] * len(made_BS), pick, *luck_BS)
+        return made_BS
+
+    def check(self, hidden_BD: Tensor, true_BS: Tensor) -> Tensor:
+        """made_BS by argmax: windows of true tokens as long as they are right, token by token after that."""
+        made_BS, (rows, suffix_tokens) = true_BS.clone(), true_BS.shape
+        [made_BS[:, 0]] = self.head(hidden_BD, top)
+        wrong_B = torch.where(made_BS[:, 0] == true_BS[:, 0], suffix_tokens, 0)
+        order_B = torch.arange(rows, device=true_BS.device)
+        done, window = 1, 1
+        while True:
+            # Rows move only if they must: each out of place takes one of the places that are wrongly held.
+            into_M = (wrong_B != wrong_B.sort().values).nonzero()[:, 0]
+            source_M = into_M[wrong_B[into_M].argsort()]
+            for held in (made_BS, wrong_B, order_B, self.pad_B1):
+                held[into_M] = held[source_M]
+            self.cache.move(into_M, source_M, self.prompt_tokens + done - 1)
+            wrong = wrong_B.tolist()
+            low = bisect_left(wrong, suffix_tokens)
+            if low == rows or done == suffix_tokens:
+                break
+            end = min(done + window, suffix_tokens)
+            hidden_BQD = self.run(made_BS[low:, done - 1 : end - 1], low, self.prompt_tokens + done - 1, end - done)
+            [guess_M] = self.head(hidden_BQD.flatten(0, 1), top)
+            guess_BQ = guess_M.view(hidden_BQD.shape[:2])
+            is_wrong_BQ = guess_BQ != made_BS[low:, done:end]
+            first_B = is_wrong_BQ.int().argmax(dim=1)
+            (bad_M,) = is_wrong_BQ.any(dim=1).nonzero(as_tuple=True)
+            wrong_B[low + bad_M] = done + first_B[bad_M]
+            made_BS[low + bad_M, done + first_B[bad_M]] = guess_BQ[bad_M, first_B[bad_M]]
+            done, window = end, 4 * window
+        self._go_on(made_BS, wrong, top)
+        return torch.empty_like(made_BS).index_copy_(0, order_B, made_BS)
+
+    def _go_on(self, made_BS: Tensor, wrong: list[int], pick: Pick, *luck_BS: Tensor) -> None:
+        """Decode in `made_BS` what follows column `wrong` of each row, which ascends; rows join as it passes theirs."""
+        for at in range(wrong[0] + 1, made_BS.shape[1]):
+            rows = bisect_left(wrong, at)
+            fed_B1 = made_BS[:rows, at - 1 : at].clamp(min=0)  # -1 where logits were NaN
+            hidden_B1D = self.run(fed_B1, 0, self.prompt_tokens + at - 1, keep=1)
+            [made_BS[:rows, at]] = self.head(hidden_B1D[:, 0], pick, *(luck[:rows, at] for luck in luck_BS))
+
+
+class _Cache(Cache):
+    """Keys and values of `rows` by `tokens`, written in place: no pass copies what is there, or reads what is not."""
+
+    def __init__(self, layers: int, rows: int, tokens: int) -> None:
+        self.rows, self.tokens = rows, tokens
+        self.low = self.high = self.start = 0
+        self.own = [_Layer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.own))
+
+    def at(self, low: int, high: int, start: int) -> "_Cache":
+        """Let the next pass write rows `low` to `high` from column `start` on."""
+        self.low, self.high, self.start = low, high, start
+        return self
+
+    def move(self, into_M: Tensor, source_M: Tensor, tokens: int) -> None:
+        """Copy the first `tokens` columns of rows over others."""
+        for layer in self.own if len(into_M) else []:
+            for held in (layer.keys, layer.values):
+                held[into_M, :, :tokens] = held[source_M, :, :tokens]
+
+
+class _Layer(CacheLayerMixin):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, cache: _Cache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        make = lambda new: new.new_empty(self.cache.rows, new.shape[1], self.cache.tokens, new.shape[3])  # noqa: E731
+        self.keys, self.values = make(key_states), make(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, start = slice(self.cache.low, self.cache.high), self.cache.start
+        end = start + key_states.shape[2]
+        self.keys[rows, :, start:end] = key_states
+        self.values[rows, :, start:end] = value_states
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.start + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.start
+
+    def get_max_length(self) -> int:
+        return self.cache.tokens
+
+
+def top(logits_MV: Tensor) -> tuple[Tensor, ...]:
+    """The most likely token of each row; -1 if a logit is NaN."""
+    top_M1 = logits_MV.argmax(dim=-1, keepdim=True)  # NaN counts as the largest
+    return (top_M1.masked_fill(logits_MV.gather(1, top_M1).isnan(), -1)[:, 0],)
+
+
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether the model keeps all keys and values of every layer, takes its cache from us and is told positions."""
+    layers = DynamicCache(config=model.config).layers
+    taken = inspect.signature(model.forward).parameters
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and "past_key_values" in taken
+        and "position_ids" in taken
+    )
+
+
+def left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """ids_BP, and how many zeros stand before each row."""
+    ids_BP = pad_sequence(list(rows), batch_first=True, padding_side="left")
+    return ids_BP, torch.tensor([ids_BP.shape[1] - len(row) for row in rows])
