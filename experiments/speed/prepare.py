@@ -8,7 +8,6 @@ is enough. One fresh process a preparation; peak = VmHWM, above what the imports
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -16,8 +15,6 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 from linear_loss import in_fresh_process, memory, write
 
@@ -56,7 +53,7 @@ def make(folder: Path, megabytes: int) -> int:
             for place in range(turn % 7, len(words) if turn else 0, 2 + turn % 5):
                 words[place] = words[place].swapcase() if turn % 2 else words[place].title()
             changed = " ".join(words)
-            file.write(json.dumps({"text": changed, "group": f"{group}-{turn}-{number % 50}"}) + "\n")
+            file.write(json.dumps({"text": changed, "group": f"{group}-{number % 50}"}) + "\n")
             size += len(changed.encode())
     raise RuntimeError("no text")
 

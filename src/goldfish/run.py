@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
-from goldfish.evaluation.extraction import Extraction, extract, summarize
+from goldfish.evaluation.engine import Subject, finish, work
+from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.summary import flat
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
@@ -51,11 +54,11 @@ class Job:
             raise ValueError(f"seed={seed}: must be at least 0")
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads}: must be at least 1, or null to let torch decide")
-        if data.injection.document_tokens < evaluation.tokens:
+        if data.injection.document_tokens < evaluation.main.tokens:
             raise ValueError(
                 f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "
-                f"evaluation.prefix_tokens={evaluation.prefix_tokens} + evaluation.suffix_tokens={evaluation.suffix_tokens}; "
-                f"type data.injection.document_tokens={evaluation.tokens} or lower those"
+                f"evaluation.prefix_tokens={evaluation.main.prefix_tokens} + evaluation.suffix_tokens={evaluation.main.suffix_tokens}; "
+                f"type data.injection.document_tokens={evaluation.main.tokens} or lower those"
             )
         if model.max_length is not None and data.sequence_length > model.max_length:
             raise ValueError(
@@ -124,7 +127,10 @@ def run(
     for exposure in exposures:
         seen[documents[exposure.document].id] += 1
     model.eval()
-    rows = extract(model, prepared.tokenizer, prepared.separator, documents, seen, job.evaluation, job.mask)
+    trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
+    subject = Subject(model, prepared.tokenizer, documents, seen, job.mask, [prepared.background, *trained_on])
+    tell = lambda done, total: say("extracting", done=done, total=total, unit="documents")  # noqa: E731
+    rows, members = work(subject, job.evaluation, tell=tell)
 
     say("writing")
     model.save_pretrained(run_dir / "model")
@@ -145,7 +151,8 @@ def run(
             for e in exposures
         ]
         record.write_lines("edits.jsonl", edits)
-    record.write_lines("extraction.jsonl", rows)
+    summary = finish(subject, job.evaluation, rows, members, record)
+    record.write_json("summary.json", summary)
     write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
     total = time.perf_counter() - started
     record.report(state="finished", step=steps, steps=steps)
@@ -162,7 +169,7 @@ def run(
             "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
             "control": not job.data.injection.repeats_D.any(),
             "parameters": count_parameters(model),
-            "metrics": {**summarize(rows), "val_loss": trainer.callback_metrics["val/loss"].item()},
+            "metrics": {**flat(summary["settings"][0]), "val_loss": trainer.callback_metrics["val/loss"].item()},
             "tokens": {
                 "input": steps * job.data.batch_size * job.data.sequence_length,
                 "supervised": int(module.supervised_tokens),

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from conftest import TINY
 
@@ -23,29 +24,67 @@ def finished(tmp_path_factory, cache):
     return run_dir
 
 
+def rows(folder):
+    return pd.read_parquet(folder / "extraction.parquet").to_dict("list")
+
+
 def test_a_run_evaluated_again_gives_the_same_rows(command, finished, tmp_path):
     settings = ["evaluation.prefix_tokens=16", "evaluation.suffix_tokens=16", f"out={tmp_path / 'again'}"]
     done = command("goldfish-eval", f"run={finished}", *settings)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again" / "extraction.jsonl").read_text() == (finished / "extraction.jsonl").read_text()
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "again" / "extraction.parquet"), pd.read_parquet(finished / "extraction.parquet")
+    )
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    before = json.loads((finished / "summary.json").read_text())
+    assert again["settings"] == before["settings"] and again["membership"] == before["membership"]
+    assert "training_overlap" in again["settings"][0]["injected"]["metrics"]
     again = command("goldfish-eval", f"run={finished}", *settings)
     assert again.returncode == 1 and "already holds an evaluation; nothing was changed" in again.stderr
 
 
-def test_any_llama_folder_is_evaluated_on_any_documents(command, finished, tmp_path):
+def test_any_folder_is_evaluated_on_any_documents_in_many_ways_by_two_processes(command, finished, tmp_path):
     documents = [json.loads(line) for line in (finished / "documents.jsonl").read_text().splitlines()]
-    path = tmp_path / "documents.jsonl"
-    path.write_text("\n".join(json.dumps({"id": d["id"], "text": d["text"], "split": d["split"]}) for d in documents))
+    keys = ("id", "text", "split")
+    pd.DataFrame([{key: d[key] for key in keys} for d in documents] * 1).to_parquet(tmp_path / "documents.parquet")
     arguments = [
         f"model={finished / 'model'}",
-        f"documents={path}",
-        "evaluation.prefix_tokens=8",
+        "documents=documents.parquet",
+        "evaluation.prefix_tokens=[8,4]",
         "evaluation.suffix_tokens=8",
+        "evaluation.decoding=[greedy,sample]",
+        f"evaluation.reference={finished / 'model'}",
     ]
-    done = command("goldfish-eval", *arguments, "out=found")
+    done = command("goldfish-eval", *arguments, "out=one")
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "found" / "summary.json").read_text())
-    assert {"exact_match", "rouge_l", "never_seen_rouge_l"} <= summary["metrics"].keys()
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert [(part["prefix_tokens"], part["decoding"]) for part in summary["settings"]] == [
+        (8, "greedy"), (8, "sample"), (4, "greedy"), (4, "sample"),
+    ]  # fmt: skip
+    words = " ".join(done.stdout.split())
+    assert "prefix_tokens decoding documents" in words and "0.00 [0.00, 0." in words
+    done = command("goldfish-eval", *arguments, "out=two", "strategy=ddp_cpu")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "one") == rows(tmp_path / "two") and not (tmp_path / "two" / "parts").exists()
+
+
+def test_an_interrupted_evaluation_continues_and_another_configuration_is_refused(command, finished, tmp_path):
+    arguments = [f"run={finished}", "evaluation.prefix_tokens=8", "evaluation.suffix_tokens=8", "out=found"]
+    assert command("goldfish-eval", *arguments).returncode == 0
+    whole = rows(tmp_path / "found")
+    (tmp_path / "found" / "summary.json").unlink()  # what a kill before the end leaves
+    (tmp_path / "found" / "extraction.parquet").write_bytes(b"half")
+    other = command("goldfish-eval", *arguments, "evaluation.seed=3")
+    assert other.returncode == 1 and "holds an unfinished evaluation of another configuration" in other.stderr
+    done = command("goldfish-eval", *arguments, "evaluation.batch_size=2")
+    assert done.returncode == 0 and "continuing the unfinished evaluation" in done.stdout, done.stderr
+    assert rows(tmp_path / "found")["generated"] == whole["generated"]
+
+
+def test_documents_that_are_all_too_short_are_told(command, finished):
+    done = command("goldfish-eval", f"run={finished}", "evaluation.prefix_tokens=100")
+    assert done.returncode == 1 and "all 4 documents have fewer than 164 tokens" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

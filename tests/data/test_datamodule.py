@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,19 @@ def test_the_background_starts_again_when_it_ends(cache):
     rows.background = np.arange(100)
     windows = dict(zip(data.plan.at(range(40)).window.tolist(), rows.__getitems__(range(40))["ids"], strict=True))
     assert windows[1].tolist() == [*range(64, 100), *range(28)]
+
+
+def test_injected_documents_are_spelled_as_the_corpus_is(cache, tmp_path):
+    text = "Finland was a prov\u00adince of Sweden.   " * 12
+    lines = [json.dumps({"id": str(i), "text": f"{text} {i}"[i:]}) for i in range(4)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    own = dict(path=str(tmp_path / "own.jsonl"), overlap="allow")
+    texts = [
+        {document.text for document in make(cache, injection=own, normalize=forms).prepared.documents}
+        for forms in (None, ["soft_hyphens", "spaces"])
+    ]
+    assert all("\u00ad" in text for text in texts[0])
+    assert not any("\u00ad" in text or "  " in text for text in texts[1])
 
 
 @pytest.mark.parametrize("k", [None, 4, 2])

@@ -322,9 +322,9 @@ def test_of_many_candidates_a_fixed_number_is_kept_in_their_order(tmp_path, monk
     monkeypatch.setattr(candidates_module, "MOST", 50)
     parts = split_module.split(corpus, injection, 0.1, True, lambda done: None)
     tok = BPE.build(d.text for d in corpus.documents())
-    few = candidates_module.find_candidates(corpus, parts, injection, tok, lambda done: None)
+    few = candidates_module.find_candidates(corpus, parts, injection, tok, str, lambda done: None)
     monkeypatch.setattr(candidates_module, "MOST", 4096)
-    everything = candidates_module.find_candidates(corpus, parts, injection, tok, lambda done: None)
+    everything = candidates_module.find_candidates(corpus, parts, injection, tok, str, lambda done: None)
     assert len(everything.names) == everything.texts == few.texts == 200 and len(few.names) == 50
     places = [everything.names.index(name) for name in few.names]
     assert places == sorted(places) and np.array_equal(everything.ids[places], few.ids)

@@ -110,9 +110,9 @@ def test_a_preparation_that_is_killed_again_and_again_makes_what_an_uninterrupte
     killed(cache, 240 + 100)  # training the tokenizer
     killed(cache, 3 * 240 + 100)  # tokenizing
     progress = json.loads((folder_of(cache) / "progress.json").read_text())["state"]
-    assert 0 < progress["done"] < 100
+    assert 0 < progress["done"] <= 100
     killed(cache, 200)  # tokenizing, continued: the other readings do not happen again
-    assert progress["done"] < json.loads((folder_of(cache) / "progress.json").read_text())["state"]["done"] < 200
+    assert progress["done"] < json.loads((folder_of(cache) / "progress.json").read_text())["state"]["done"] <= 200
     said, _ = ask(cache)
     assert "training the tokenizer" not in said and not any("damaged" in message for message in said)
     assert content(folder_of(cache)) == content(folder_of(whole))
@@ -255,12 +255,12 @@ from pathlib import Path
 prepared = prepare(Factbook(2000), TrainedBPE(300), Injection(1, 1), 0.1, Path(sys.argv[1]))
 child = os.fork()
 if not child:
-    os._exit(7 if prepared.tokenizer("the text")["input_ids"] and int(prepared.background.sum()) else 1)
+    os._exit(7 if prepared.tokenizer(["the text"] * 99)["input_ids"] and int(prepared.background.sum()) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=30
     )
     assert done.stdout == "7\n" and "tokenizers" not in done.stderr
 

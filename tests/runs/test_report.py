@@ -21,6 +21,7 @@ from rich.console import Console
 
 from goldfish.cli.report import main
 from goldfish.runs import figures
+from goldfish.runs.record import RunDirectory
 from goldfish.runs.report import collect, print_summary, summarize, write_report
 
 HEADER = (
@@ -33,7 +34,7 @@ TRUE = [" the", " bell", " rang", " twice"]
 def document(
     name: int | str, split: str = "injected", right: int = 1, rouge_l: float = 0.3, **more: Any
 ) -> dict[str, Any]:
-    """Return one line of extraction.jsonl whose first `right` of four generated tokens are right."""
+    """Return one row of extraction.parquet whose first `right` of four generated tokens are right."""
     pieces = TRUE[:right] + [" wrong"] * (4 - right)
     return {
         "document": name,
@@ -109,8 +110,7 @@ def make_run(
     (folder / "result.json").write_text(json.dumps(content))
     (folder / "environment.json").write_text(json.dumps(machine))
     (folder / "config.yaml").write_text(yaml.safe_dump(config or {"mask": {"k": k}, "seed": seed}))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in documents]
-    (folder / "extraction.jsonl").write_text("".join(lines), encoding="utf-8")
+    RunDirectory(folder).write_rows("extraction.parquet", [*documents])
     (folder / "metrics.csv").write_text("step,train/loss_kept,val/loss\n0,8.1,\n10,7.2,\n10,,7.5\n")
     return folder
 
@@ -182,7 +182,7 @@ def test_every_malformed_file_is_named_with_its_key_in_one_error(tmp_path: Path)
         r"study-bad_type-1/result\.json: key 'exposures\.seen' is '3', expected int",
         r"study-bad_schema-0/result\.json: key 'schema' is 2",
         r"study-no_file-0/environment\.json: is missing",
-        r"study-bad_line-0/extraction\.jsonl, line 2: key 'kept' is None, expected list",
+        r"study-bad_line-0/extraction\.parquet, row 2: key 'kept' is None, expected list",
     ):
         assert re.search(expected, str(error.value)), expected
     assert len(str(error.value).splitlines()) == 8

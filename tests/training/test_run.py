@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -57,9 +58,11 @@ def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
     assert found["strategy"] == "hashed" and found["k"] == 4 and found["h"] == 13
     assert found["tokens"]["input"] == 2560
     assert found["exposures"] == {"planned": 8, "seen": 8, "missing": 0, "extra": 0} and len(ledger(done)) == 8
-    assert {row["document"] for row in map(json.loads, (done / "extraction.jsonl").read_text().splitlines())} >= {
-        document for document, *_ in ledger(done)
-    }
+    rows = pd.read_parquet(done / "extraction.parquet")
+    assert {*rows["document"]} >= {document for document, *_ in ledger(done)}
+    summary = json.loads((done / "summary.json").read_text())
+    assert found["metrics"]["rouge_l"] == summary["settings"][0]["injected"]["metrics"]["rouge_l"]["mean"]
+    assert 0 <= summary["membership"]["loss"]["auc"] <= 1 and (done / "data.json").exists()
     environment = json.loads((done / "environment.json").read_text())
     assert environment["command"] == "command" and environment["versions"]["torch"] == torch.__version__
     model = AutoModelForCausalLM.from_pretrained(done / "model")
@@ -230,8 +233,8 @@ def test_the_control_never_sees_a_document_and_is_tested_on_the_same(tiny, tmp_p
     run_dir = do(tiny("mask=none", "data.injection.repeats=0"), tmp_path / "control")
     trained = do(tiny("mask=none"), tmp_path / "standard")
     assert ledger(run_dir) == [] and result(run_dir)["control"] and not result(trained)["control"]
-    documents = [{row["document"]: row["exposures"] for row in map(json.loads, (path / "extraction.jsonl").read_text().splitlines())}
-                 for path in (run_dir, trained)]  # fmt: skip
+    tables = [pd.read_parquet(path / "extraction.parquet") for path in (run_dir, trained)]
+    documents = [dict(zip(table["document"], table["exposures"], strict=True)) for table in tables]
     assert documents[0].keys() == documents[1].keys()
     assert set(documents[0].values()) == {0} and sorted(documents[1].values()) == [0, 0, 4, 4]
 

@@ -1,8 +1,10 @@
-"""goldfish-eval: extract documents from a finished run's model, or from any Hugging Face Llama folder."""
+"""goldfish-eval: extract documents from a finished run's model, or from any Hugging Face folder, in any number of ways."""
 
 import shlex
+import shutil
+import subprocess
 import sys
-from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
+
+SHOWN = {"exact_match": "exact match", "rouge_l": "RougeL", "bleu_over_75": "BLEU > 0.75", "longest_prefix": "prefix"}
 
 
 def main() -> None:
@@ -26,50 +30,83 @@ def main() -> None:
 
 def task(cfg: DictConfig) -> None:
     """Load, extract, write, print."""
-    import torch  # here, so that a mistyped key is told at once
-
-    from goldfish.data.tokenizer import separator_id
-    from goldfish.evaluation.extraction import extract, summarize
+    from goldfish.evaluation.engine import finish, work  # here, so that a mistyped key is told at once
     from goldfish.evaluation.job import EvaluationJob
     from goldfish.runs.record import RunDirectory, environment
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config.pop("hydra", None)
-    job = build(EvaluationJob, config)
-    model, tokenizer, documents, exposures, mask = job.load()
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-    console = Console()
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        bar_id = bar.add_task("", total=len(documents))
-        rows = extract(
-            model,
-            tokenizer,
-            separator_id(tokenizer),
-            documents,
-            exposures,
-            job.evaluation,
-            mask,
-            progress=lambda done: bar.update(bar_id, completed=done),
-        )
-    metrics = summarize(rows)
-    job.out.mkdir(parents=True, exist_ok=True)
+    job, console = build(EvaluationJob, config), Console()
+    config["out"] = str(job.out)
+    if job.claim(config):
+        console.print(f"continuing the unfinished evaluation in {job.out}", markup=False, highlight=False)
+    others = _start_others(job.out, job.processes)
+    try:
+        subject = job.load()
+        columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            bar_id = bar.add_task("", total=None)
+            parts = job.out / "parts"
+            work(
+                subject,
+                job.evaluation,
+                parts,
+                0,
+                job.processes,
+                lambda done, total: bar.update(bar_id, completed=done, total=total),
+            )
+        _wait_for(others, job.out)
+    finally:
+        for process in others:
+            process.kill()
+    rows, members = work(subject, job.evaluation, parts)  # every part is there: read in order
     record = RunDirectory(job.out)
-    record.write_lines("extraction.jsonl", rows)
+    summary = finish(subject, job.evaluation, rows, members, record)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
-    record.write_json("summary.json", {"config": config, "metrics": metrics, "environment": environment(command)})
-    console.print(_table(metrics, Counter(row["split"] for row in rows)))
+    record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
+    shutil.rmtree(parts)
+    _print(summary, console)
     console.print(f"results: {job.out}", markup=False, highlight=False)
 
 
-def _table(metrics: dict[str, float], counts: Counter[str]) -> Table:
-    table = Table("documents", "number", "exact match", "RougeL", "longest prefix", box=None)
-    for split, prefix in (("injected", ""), ("never_seen", "never_seen_")):
-        if counts[split]:
-            values = [f"{metrics[prefix + name]:.3f}" for name in ("exact_match", "rouge_l", "longest_prefix")]
-            table.add_row(split, str(counts[split]), *values)
-    return table
+def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """Start ranks 1, 2, ...; what they print goes to OUT/rankN.log."""
+    started = []
+    for rank in range(1, processes):
+        with (out / f"rank{rank}.log").open("wb") as log:
+            command = [sys.executable, "-m", "goldfish.evaluation.worker", str(out), str(rank)]
+            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+    return started
+
+
+def _wait_for(others: list[subprocess.Popen[bytes]], out: Path) -> None:
+    for rank, process in enumerate(others, start=1):
+        if process.wait():
+            tail = "\n".join((out / f"rank{rank}.log").read_text(errors="replace").splitlines()[-8:])
+            raise ValueError(f"process {rank} of the evaluation failed; the same command continues. It said:\n{tail}")
+
+
+def _print(summary: dict[str, Any], console: Console) -> None:
+    """A line a setting and split; only those of the settings' five values that vary are columns."""
+    settings = summary["settings"]
+    keys = ("prefix_tokens", "suffix_tokens", "offset", "edit_rate", "decoding")
+    varied = [key for key in keys if len({part[key] for part in settings}) > 1]
+    table = Table(*varied, "documents", "number", *SHOWN.values(), box=None)
+    for part in settings:
+        for split in ("injected", "never_seen"):
+            if split in part:
+                metrics = part[split]["metrics"]
+                exact = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**metrics["exact_match"])
+                values = [exact, *(f"{metrics[name]['mean']:.2f}" for name in SHOWN if name != "exact_match")]
+                table.add_row(*(str(part[key]) for key in varied), split, str(part[split]["documents"]), *values)
+    console.print(table, highlight=False)
+    if short := sum(part["too_short"] for part in settings):
+        console.print(
+            f"left out, too short for a setting: {short} documents (summary.json: too_short)", highlight=False
+        )
+    if summary["membership"]:
+        aucs = ", ".join(f"{name} {found['auc']:.2f}" for name, found in summary["membership"].items())
+        console.print(f"membership inference, AUC: {aucs}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,12 @@ class Candidates:
 
 
 def find_candidates(
-    corpus: Corpus, parts: Split, injection: Injection, tokenizer: PreTrainedTokenizerBase, tell: Callable[[int], None]
+    corpus: Corpus,
+    parts: Split,
+    injection: Injection,
+    tokenizer: PreTrainedTokenizerBase,
+    normalize: Callable[[str], str],
+    tell: Callable[[int], None],
 ) -> Candidates:
     """The first `document_tokens` ids of each document of the source that has so many.
 
@@ -44,7 +49,7 @@ def find_candidates(
         random = canaries(wanted, length, len(tokenizer), tokenizer.all_special_ids, injection.seed)
         return Candidates(list(random), np.array(list(random.values()), dtype=np.uint32), wanted)
     if injection.path is not None:
-        own = [(0, Document(entry.id, entry.id, entry.text)) for entry in read_documents(Path(injection.path))]
+        own = [(0, Document(e.id, e.id, normalize(e.text))) for e in read_documents(Path(injection.path))]
         rows = [(document, ids) for batch in encoded(own, tokenizer) for _, document, ids in batch]
         for document, ids in rows:
             if len(ids) < length:

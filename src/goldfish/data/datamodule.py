@@ -1,6 +1,6 @@
 """Batches of rows: background text into which documents are injected as the plan says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,8 +75,10 @@ class InjectedData(pl.LightningDataModule):
             raise ValueError(
                 f"{name}={budget}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
             )
+        self._normalize: Callable[[str], str] = str
         if normalize:
             corpus = Normalized(corpus, normalize)
+            self._normalize = corpus.normalized
         if deduplicate is not None:
             corpus = Deduplicated(corpus, deduplicate)
         self.corpus, self.tokenizer_source, self.injection = corpus, tokenizer, injection
@@ -138,7 +140,13 @@ class InjectedData(pl.LightningDataModule):
         """Read, tokenize and pack what is not cached yet; `say` is told what is going on."""
         if not hasattr(self, "prepared"):
             self.prepared = prepare(
-                self.corpus, self.tokenizer_source, self.injection, self.validation_share, self.cache_dir, say
+                self.corpus,
+                self.tokenizer_source,
+                self.injection,
+                self.validation_share,
+                self.cache_dir,
+                say,
+                self._normalize,
             )
         return self.prepared
 

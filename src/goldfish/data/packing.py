@@ -86,15 +86,17 @@ def prepare(
     validation_share: float,
     cache_dir: Path,
     say: Say = lambda message, **numbers: None,
+    normalize: Callable[[str], str] = str,
 ) -> Prepared:
     """Return the prepared data of these settings, from the cache if it is there and whole.
+
+    `normalize`: for the texts of `injection.path`, where `corpus` normalizes its own.
 
     Injected and never-seen documents share no 13-gram with the background, with the validation text or with each
     other (`Injection.overlap` may allow it); no validation document equals a background document. Two processes that
     ask at once: one prepares, the other waits. A killed preparation is continued, with the same result. ValueError if
     the corpus is empty, holds too few documents, or ids that the tokenizer does not have; OSError if the disk is full.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns in every process that is forked later
     key = _cache_key(corpus, tokenizer_source, injection, validation_share)
     folder = cache_dir / key
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,8 @@ def prepare(
     try:
         meta = _cached(folder, say)
         if meta is None:
-            _prepare(_Settings(_Remembered(corpus), tokenizer_source, injection, validation_share), folder, say)
+            settings = _Settings(_Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
+            _prepare(settings, folder, say)
             meta = unseal(folder)
     finally:
         lock.release()
@@ -189,6 +192,7 @@ class _Settings:
     tokenizer_source: TokenizerSource
     injection: Injection
     validation_share: float
+    normalize: Callable[[str], str]
 
 
 def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
@@ -265,7 +269,7 @@ def _set_up(settings: _Settings, folder: Path, say: Say) -> None:
     source.build(background()).save_pretrained(folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     tell = _teller(say, "choosing the documents to inject", parts.documents)
-    candidates = find_candidates(corpus, parts, injection, tokenizer, tell)
+    candidates = find_candidates(corpus, parts, injection, tokenizer, settings.normalize, tell)
     np.save(folder / "candidates.npy", candidates.ids)
     meta = {"split": asdict(parts), "names": candidates.names, "texts": candidates.texts, "removed": removed}
     seal(folder, meta | {"seconds": time.monotonic() - started})

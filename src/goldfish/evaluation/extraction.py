@@ -1,149 +1,229 @@
-"""Extraction: prompt with the start of a document, decode greedily, compare with what follows in the document.
+"""Extraction: prompt with a part of a document, decode, compare with what follows in the document.
 
 Shapes: N documents, P prefix tokens, S suffix tokens.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from rapidfuzz.distance import LCSseq
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
+from goldfish.evaluation.decoding import beam, forced, greedy, sample
+from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, repetition
 from goldfish.masks import Mask
 
+Decoding = Literal["greedy", "sample", "beam"]
 
-class Extraction:
-    """How documents are extracted: `prefix_tokens` of prompt, `suffix_tokens` decoded greedily, `batch_size` at a time.
 
-    The prompt is the separator and the document's first tokens, as in training. The released code takes everything
-    but the last 50 tokens of 2048 as the prompt.
-    """
+class Setting(NamedTuple):
+    """One way of extracting: what a list in `Extraction` is taken apart to."""
 
-    def __init__(self, prefix_tokens: int = 64, suffix_tokens: int = 64, batch_size: int = 64) -> None:
-        for name, value in [
-            ("prefix_tokens", prefix_tokens),
-            ("suffix_tokens", suffix_tokens),
-            ("batch_size", batch_size),
-        ]:
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        self.prefix_tokens, self.suffix_tokens, self.batch_size = prefix_tokens, suffix_tokens, batch_size
+    prefix_tokens: int
+    suffix_tokens: int
+    offset: int
+    edit_rate: float
+    decoding: Decoding
 
     @property
     def tokens(self) -> int:
         """Tokens a document must have."""
-        return self.prefix_tokens + self.suffix_tokens
+        return self.offset + self.prefix_tokens + self.suffix_tokens
+
+
+class Extraction:
+    """How documents are extracted. Of five keys a list is a sweep: every combination is tried in one call, and the first of
+    each list is the one whose numbers stand in tables.
+
+    The prompt is the separator and `prefix_tokens` tokens of the document from token `offset` on (0 = as in training;
+    positional fragility, arXiv 2505.13171); `suffix_tokens` are decoded after it. `edit_rate`: share of the prompt's tokens
+    that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", of which the best of
+    `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`.
+    `membership`: also score documents for membership inference, `percents` for min-k %; `reference`: a model folder for
+    the reference-model ratio. `training_overlap`: share of a continuation's 13-grams that occur in the training text, of a run;
+    reads all of it. `batch_size`: rows at a time. `precision`: what goldfish-eval loads the model in.
+    The released code takes everything but the last 50 tokens of 2048 as the prompt.
+    """
+
+    def __init__(
+        self,
+        prefix_tokens: int | list[int] = 64,
+        suffix_tokens: int | list[int] = 64,
+        offset: int | list[int] = 0,
+        edit_rate: float | list[float] = 0.0,
+        decoding: Decoding | list[Decoding] = "greedy",
+        edit_kinds: list[Kind] | None = None,
+        samples: int = 16,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        beams: int = 30,
+        seed: int = 0,
+        membership: bool = True,
+        percents: list[int] | None = None,
+        reference: str | None = None,
+        training_overlap: bool = True,
+        batch_size: int = 64,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        axes: list[list[Any]] = [_listed(axis) for axis in (prefix_tokens, suffix_tokens, offset, edit_rate, decoding)]
+        checks: list[tuple[str, list[Any], Any]] = [
+            ("prefix_tokens", axes[0], 1),
+            ("suffix_tokens", axes[1], 1),
+            ("offset", axes[2], 0),
+            ("edit_rate", axes[3], 0),
+            ("samples", [samples], 1),
+            ("beams", [beams], 2),
+            ("batch_size", [batch_size], 1),
+            ("seed", [seed], 0),
+        ]
+        for name, values, least in checks:
+            if not values:
+                raise ValueError(f"{name}=[]: give one value, or a list of them")
+            for value in values:
+                if value < least:
+                    raise ValueError(f"{name}={value}: must be at least {least}")
+        for value in axes[4]:
+            if value not in get_args(Decoding):
+                raise ValueError(f"decoding={value!r}: allowed are {', '.join(get_args(Decoding))}")
+        if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
+            raise ValueError(
+                f"temperature={temperature}, top_k={top_k}, top_p={top_p}: wanted more than 0, at least 0 (0 = all tokens), "
+                "and more than 0 up to 1"
+            )
+        self.settings = [Setting(*values) for values in product(*axes)]
+        self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes[3]}
+        self.samples, self.temperature, self.top_k, self.top_p, self.beams = samples, temperature, top_k, top_p, beams
+        self.seed, self.membership, self.percents, self.reference = seed, membership, percents or [20], reference
+        self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
+        if reference is not None and not (Path(reference) / "config.json").is_file():
+            raise ValueError(f"reference={reference!r}: no Hugging Face model there (no config.json)")
+
+    @property
+    def main(self) -> Setting:
+        """The setting whose numbers stand in tables."""
+        return self.settings[0]
 
     def prompts(self, documents: Sequence[InjectedDocument], separator_id: int) -> Tensor:
-        """ids_NT: separator, prefix and true suffix of each document; ValueError names a document that is too short."""
+        """ids_NT of the main setting: separator, prefix and true suffix; ValueError names a document that is too short."""
         for document in documents:
-            if len(document.ids) < self.tokens:
+            if len(document.ids) < self.main.tokens:
                 raise ValueError(
                     f"document {document.id!r} has {len(document.ids)} tokens, fewer than evaluation.prefix_tokens="
-                    f"{self.prefix_tokens} + evaluation.suffix_tokens={self.suffix_tokens}; lower them or use longer documents"
+                    f"{self.main.prefix_tokens} + evaluation.suffix_tokens={self.main.suffix_tokens}; lower them or use longer documents"
                 )
-        return torch.tensor([[separator_id, *document.ids[: self.tokens]] for document in documents])
+        return torch.stack([_prompt(document, self.main, separator_id) for document in documents])
+
+    def edited(self, ids: Tensor, rate: float, place: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """A prompt's tokens with near-duplicate edits: a function of the seed and the document's place."""
+        return torch.from_numpy(self._edits[rate](ids.numpy(), (self.seed, place), tokenizer)[0])
 
 
 @torch.no_grad()
 def extract(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     separator_id: int,
-    documents: Sequence[InjectedDocument],
-    exposures: dict[str, int],
+    documents: Mapping[int, InjectedDocument],
+    exposures: Mapping[str, int],
     settings: Extraction,
+    setting: Setting,
     mask: Mask,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """Return for each document what the model continued its prefix with, and how near that is to its true suffix.
+    """Return for each document (by its place among all of them) what the model continued its prompt with, and how near
+    that is to its true suffix: a flat dict of the setting, the metrics of goldfish.evaluation.metrics, texts and tokens.
 
-    `rouge_l`: F measure of the longest common subsequence of TOKENS; `longest_prefix`: tokens right from the start;
     `kept`: the fate of each true suffix token under `mask`, as in training (what a mask by position does depends on
-    where the document landed, so only masks of the text say something here). `progress` is told how many are done.
+    where the document landed, so only masks of the text say something here). `true_pieces`, `pieces`: the tokens' texts.
+    Of "sample" the best continuation by RougeL stands here, and `exact_share` is the share of exact ones.
     """
-    ids_NT = settings.prompts(documents, separator_id)
-    start = 1 + settings.prefix_tokens
-    # A mask refuses rows that no window of h tokens fits into; what follows a row cannot change the fates in it.
-    longer_NT = pad(ids_NT, (0, max(0, getattr(mask, "h", 0) + 1 - ids_NT.shape[1])))
-    kept_NS = mask(longer_NT, boundary_id=separator_id)[:, start : ids_NT.shape[1]]
-    rows: list[dict[str, Any]] = []
-    for low in range(0, len(documents), settings.batch_size):
-        batch_NT = ids_NT[low : low + settings.batch_size]
-        made_NS = greedy(model, batch_NT[:, :start], settings.suffix_tokens)
-        for index, (true, made) in enumerate(zip(batch_NT[:, start:].tolist(), made_NS.tolist(), strict=True)):
-            document = documents[low + index]
-            rows.append(
-                {
-                    "document": document.id,
-                    "split": document.split,
-                    "exposures": exposures.get(document.id, 0),
-                    **compare(true, made),
-                    "prefix": tokenizer.decode(document.ids[: settings.prefix_tokens]),
-                    "suffix": tokenizer.decode(true),
-                    "generated": tokenizer.decode(made),
-                    "true_pieces": [tokenizer.decode([token]) for token in true],
-                    "pieces": [tokenizer.decode([token]) for token in made],
-                    "kept": kept_NS[low + index].tolist(),
-                }
-            )
-        progress(len(rows))
+    whole = [_prompt(document, setting, separator_id) for document in documents.values()]
+    true_NS = torch.stack(whole)[:, 1 + setting.prefix_tokens :]
+    prompts = [
+        torch.cat([ids[:1], settings.edited(ids[1 : 1 + setting.prefix_tokens], setting.edit_rate, place, tokenizer)])
+        for place, ids in zip(documents, whole, strict=True)
+    ]
+    made_NnS = _decode(model, prompts, true_NS, settings, setting, progress)
+    starts = [len(prompt) for prompt in prompts]
+    read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
+    guess_NS, logprob_NS, *_ = forced(model, read, starts, settings.batch_size)
+    rows = []
+    for index, document in enumerate(documents.values()):
+        true = true_NS[index].tolist()
+        tries = [compare(true, made) | {"made": made} for made in made_NnS[index].tolist()]
+        best = max(tries, key=lambda one: (one["exact_match"], one["rouge_l"]))
+        made = best.pop("made")
+        texts = str(tokenizer.decode(true)), str(tokenizer.decode(made))
+        rows.append(
+            {
+                "document": document.id,
+                "split": document.split,
+                "exposures": exposures.get(document.id, 0),
+                **setting._asdict(),
+                **best,
+                "exact_share": sum(bool(one["exact_match"]) for one in tries) / len(tries),
+                **compare_text(*texts),
+                **forced_metrics(guess_NS[index], true, logprob_NS[index], document.id),
+                **repetition(made),
+                "prefix": tokenizer.decode(prompts[index][1:].tolist()),
+                "suffix": texts[0],
+                "generated": texts[1],
+                "generated_ids": made,
+                "true_pieces": [tokenizer.decode([token]) for token in true],
+                "pieces": [tokenizer.decode([token]) for token in made],
+                "kept": _kept(mask, document, setting, separator_id),
+            }
+        )
     return rows
 
 
-def compare(true: Sequence[int], made: Sequence[int]) -> dict[str, Any]:
-    """exact_match, rouge_l (0 to 1) and longest_prefix (tokens) of a generated suffix against the true one."""
-    right = [a == b for a, b in zip(true, made, strict=False)]
-    prefix = right.index(False) if False in right else len(right)
-    common = LCSseq.similarity(true, made)
-    return {
-        "exact_match": list(true) == list(made),
-        "rouge_l": 2 * common / (len(true) + len(made)) if true or made else 1.0,
-        "longest_prefix": prefix,
-    }
+def _decode(
+    model: PreTrainedModel,
+    prompts: list[Tensor],
+    true_NS: Tensor,
+    settings: Extraction,
+    setting: Setting,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """made_NnS: n is 1, or the number of samples."""
+    tokens, size = setting.suffix_tokens, settings.batch_size
+    if setting.decoding == "sample":
+        how = (settings.samples, settings.temperature, settings.top_k, settings.top_p, settings.seed)
+        return sample(model, prompts, tokens, *how, batch_size=size, progress=progress)
+    if setting.decoding == "beam":
+        return beam(model, prompts, tokens, settings.beams, batch_size=size, progress=progress)[:, None]
+    return greedy(model, prompts, tokens, true_NS, batch_size=size, progress=progress)[:, None]
+
+
+def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id: int) -> list[bool]:
+    """Fates of the suffix tokens in the document as it is trained on: from its separator on."""
+    ids_1T = torch.tensor([[separator_id, *document.ids[: setting.tokens]]])
+    # A mask refuses rows that no window of h tokens fits into; what follows a row cannot change the fates in it.
+    longer_1T = pad(ids_1T, (0, max(0, getattr(mask, "h", 0) + 1 - ids_1T.shape[1])))
+    keep_T = mask(longer_1T, boundary_id=separator_id)[0, : ids_1T.shape[1]]
+    return [bool(keep) for keep in keep_T[-setting.suffix_tokens :]]
+
+
+def _prompt(document: InjectedDocument, setting: Setting, separator_id: int) -> Tensor:
+    return torch.tensor([separator_id, *document.ids[setting.offset : setting.tokens]])
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @torch.no_grad()
-def greedy(model: LlamaForCausalLM, prompt_NP: Tensor, new_tokens: int) -> Tensor:
-    """The `new_tokens` most likely tokens after each prompt, one by one: ids_NS on the CPU. No token ends it early."""
-    prompt_NP = prompt_NP.to(model.device)
-    decode = cast(Any, model).generate
-    out = decode(
-        prompt_NP,
-        attention_mask=torch.ones_like(prompt_NP),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    made: Tensor = out[:, prompt_NP.shape[1] :].cpu()
-    return made
-
-
-@torch.no_grad()
-def forced_matches(model: LlamaForCausalLM, ids_NT: Tensor, suffix_tokens: int, batch_size: int = 64) -> Tensor:
+def forced_matches(model: PreTrainedModel, ids_NT: Tensor, suffix_tokens: int, batch_size: int = 64) -> Tensor:
     """right_NS, bool: whether the most likely token is the true one, given the TRUE tokens before it.
 
     A greedy continuation equals the suffix exactly if and only if its whole row is True, so one forward pass decides it.
     """
-    found = []
-    for batch_NT in ids_NT.split(batch_size):
-        hidden_NTD = model.model(input_ids=batch_NT.to(model.device), use_cache=False).last_hidden_state
-        guess_NS = model.lm_head(hidden_NTD[:, -suffix_tokens - 1 : -1]).argmax(dim=-1)
-        found.append(guess_NS.cpu() == batch_NT[:, -suffix_tokens:])
-    return torch.cat(found)
-
-
-def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over the injected documents, and over the never-seen ones under names that begin with never_seen_."""
-    summary = {}
-    for split, prefix in (("injected", ""), ("never_seen", "never_seen_")):
-        chosen = [row for row in rows if row["split"] == split]
-        for metric in ("exact_match", "rouge_l", "longest_prefix"):
-            if chosen:
-                summary[prefix + metric] = sum(float(row[metric]) for row in chosen) / len(chosen)
-    return summary
+    found = forced(model, ids_NT, ids_NT.shape[1] - suffix_tokens, batch_size)
+    return found.guess_NS == ids_NT[:, -suffix_tokens:]

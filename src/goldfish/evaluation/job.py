@@ -1,30 +1,27 @@
-"""What goldfish-eval evaluates: a finished run, or any Hugging Face Llama with any documents."""
+"""What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
 
 import csv
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from goldfish.config import build
+from goldfish.data.datamodule import InjectedData
 from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode
+from goldfish.evaluation.engine import Subject, processes
 from goldfish.evaluation.extraction import Extraction
 from goldfish.masks import KeepAll, Mask
-from goldfish.runs.record import RunDirectory
-
-
-class Loaded(NamedTuple):
-    """A model, its tokenizer, the documents, how often training saw each, and the mask of the training."""
-
-    model: Any
-    tokenizer: Any
-    documents: list[InjectedDocument]
-    exposures: dict[str, int]
-    mask: Mask
+from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.training.trainer import Strategy
 
 
 class EvaluationJob:
@@ -33,6 +30,7 @@ class EvaluationJob:
     def __init__(
         self,
         evaluation: Extraction,
+        strategy: Strategy,
         run: str | None = None,
         model_folder: str | None = None,
         documents: str | None = None,
@@ -49,40 +47,91 @@ class EvaluationJob:
                 raise ValueError(f"{key}={path}: no such file or folder")
         if run is not None and not RunDirectory(Path(run)).finished:
             raise ValueError(f"run={run}: no finished run there (no result.json)")
-        name = f"prefix{evaluation.prefix_tokens}_suffix{evaluation.suffix_tokens}"
         self.evaluation = evaluation
+        self.accelerator = str(strategy.arguments["accelerator"])
+        self.processes = processes(strategy.arguments["devices"], self.accelerator)
         self.run = None if run is None else Path(run)
         self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
         self.documents = None if documents is None else Path(documents)
-        self.out = Path(out) if out is not None else self.run / "evaluations" / name  # type: ignore[operator]
+        self.out = Path(out) if out is not None else self.run / "evaluations" / _name(evaluation)  # type: ignore[operator]
+
+    def claim(self, config: dict[str, Any]) -> bool:
+        """Freeze the configuration in `out`; True if an unfinished evaluation is continued there.
+
+        ValueError if the folder holds a finished evaluation, or an unfinished one of another configuration.
+        """
+        frozen = self.out / "config.yaml"
         if (self.out / "summary.json").exists():
             raise ValueError(
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )
+        if frozen.exists():
+            if _identity(yaml.safe_load(frozen.read_text(encoding="utf-8"))) != _identity(config):
+                raise ValueError(
+                    f"{self.out} holds an unfinished evaluation of another configuration; nothing was changed. "
+                    "Give another out=..., or remove it"
+                )
+            return True
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
+        return False
 
-    def load(self) -> Loaded:
+    def load(self, rank: int = 0) -> Subject:
         """Read the model and the documents; ValueError names a file that is not what it should be."""
         tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(self.model, use_safetensors=True, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            self.model, use_safetensors=True, local_files_only=True, dtype=getattr(torch, self.evaluation.precision)
+        )
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            raise ValueError(
+                f"{self.model}: the model knows {model.get_input_embeddings().num_embeddings} tokens, its tokenizer "
+                f"{len(tokenizer)}; they do not belong together"
+            )
         mask: Mask = KeepAll()
         exposures: Counter[str] = Counter()
+        text: list[np.ndarray] = []
+        documents = self._documents(tokenizer)
         if self.run is not None:
-            mask = build(_OnlyMask, {"mask": RunDirectory(self.run).config()["mask"]}).mask
+            config = RunDirectory(self.run).config()
+            mask = build(_OnlyMask, {"mask": config["mask"]}).mask
             with (self.run / "exposures.csv").open(newline="") as file:
                 exposures.update(row["document"] for row in csv.DictReader(file))
+            if self.evaluation.training_overlap and rank == 0:
+                injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
+                text = [build(InjectedData, config["data"]).prepare().background, *injected]
+        cuda = self.accelerator != "cpu" and torch.cuda.is_available()
+        model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
+        return Subject(model, tokenizer, documents, dict(exposures), mask, text)
+
+    def _documents(self, tokenizer: Any) -> list[InjectedDocument]:
         if self.documents is None:
-            assert self.run is not None
-            lines = (self.run / "documents.jsonl").read_text(encoding="utf-8").splitlines()
-            documents = [InjectedDocument(**json.loads(line)) for line in lines]
-        else:
-            entries = read_documents(self.documents)
-            ids = encode(tokenizer, [entry.text for entry in entries])
-            documents = [
-                InjectedDocument(e.id, e.split, tokens, e.text) for e, tokens in zip(entries, ids, strict=True)
-            ]
-        return Loaded(model, tokenizer, documents, dict(exposures), mask)
+            return self._own_documents()
+        entries = read_documents(self.documents)
+        ids = encode(tokenizer, [entry.text for entry in entries])
+        return [InjectedDocument(e.id, e.split, tokens, e.text) for e, tokens in zip(entries, ids, strict=True)]
+
+    def _own_documents(self) -> list[InjectedDocument]:
+        assert self.run is not None
+        # split("\n"), not splitlines(): texts may hold other line separators, which JSON leaves as they are.
+        lines = (self.run / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return [InjectedDocument(**json.loads(line)) for line in lines]
 
 
 class _OnlyMask:
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides the rows: not on how many devices they are computed, and in what batches."""
+    evaluation = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
+    return {**config, "evaluation": evaluation, "strategy": None}
+
+
+def _name(evaluation: Extraction) -> str:
+    """A folder for the settings: their numbers if there is one setting, and a hash of all of them if there are several."""
+    main = evaluation.main
+    name = f"prefix{main.prefix_tokens}_suffix{main.suffix_tokens}"
+    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy"):
+        return name
+    return f"{name}-{hashlib.sha256(repr(evaluation.settings).encode()).hexdigest()[:8]}"

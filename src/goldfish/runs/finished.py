@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from pyarrow import parquet
 
 _METRICS = ("exact_match", "rouge_l", "longest_prefix")
 _NUMBER = (int, float, type(None))  # null: not measured in this run
@@ -34,6 +35,7 @@ _DOCUMENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("longest_prefix", "exposures"), (int,)),
     **dict.fromkeys(("pieces", "true_pieces", "kept"), (list,)),
 }
+_SETTING = ("prefix_tokens", "suffix_tokens", "offset", "edit_rate", "decoding")
 _ENVIRONMENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("command", "commit", "dirty", "python", "platform", "cpu", "cores", "started"), (object,)),
     "gpus": (list,),
@@ -83,20 +85,20 @@ def unfinished(paths: Sequence[Path]) -> list[Path]:
 def _read(folder: Path, problems: list[str]) -> Run:
     """Return the run in `folder`, adding what is wrong with its files to `problems`."""
 
-    def load(name: str, parse: Callable[[str], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
+    def load(name: str, parse: Callable[[Any], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
         file = folder / name
         try:
-            value = parse(file.read_text(encoding="utf-8"))
+            rows = name.endswith(".parquet")
+            value = parse(file.read_bytes() if rows else file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             problems.append(f"{file}: is missing, though the run is finished")
             return None
-        except (ValueError, yaml.YAMLError) as error:  # ValueError: bad JSON, CSV or UTF-8
+        except (ValueError, OSError, yaml.YAMLError) as error:  # ValueError: bad JSON, CSV, Parquet or UTF-8
             problems.append(f"{file}: cannot be read: {error}")
             return None
         if keys is not None:
-            lines = name.endswith(".jsonl")
-            for number, item in enumerate(value if lines else [value], start=1):
-                problems.extend(f"{file}{f', line {number}' * lines}: {problem}" for problem in _problems(item, keys))
+            for number, item in enumerate(value if rows else [value], start=1):
+                problems.extend(f"{file}{f', row {number}' * rows}: {problem}" for problem in _problems(item, keys))
         return value
 
     result = load("result.json", json.loads, _RESULT)
@@ -107,20 +109,22 @@ def _read(folder: Path, problems: list[str]) -> Run:
         result,
         load("config.yaml", yaml.safe_load, {}),
         load("environment.json", json.loads, _ENVIRONMENT),
-        load("extraction.jsonl", _json_lines, _DOCUMENT),
+        _main_setting(load("extraction.parquet", _table_rows, _DOCUMENT)),
         load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
     )
 
 
-def _json_lines(text: str) -> list[Any]:
-    values = []
-    # split("\n"), not splitlines(): generated text may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
-        try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
-    return values
+def _table_rows(content: bytes) -> list[Any]:
+    rows: list[Any] = parquet.read_table(io.BytesIO(content)).to_pylist()
+    return rows
+
+
+def _main_setting(rows: list[dict[str, Any]] | None) -> Any:
+    """Of a sweep over ways to extract only the first: what the tables tell of."""
+    if not rows:
+        return rows
+    first = {key: rows[0].get(key) for key in _SETTING}
+    return [row for row in rows if {key: row.get(key) for key in _SETTING} == first]
 
 
 def _table(text: str) -> pd.DataFrame:

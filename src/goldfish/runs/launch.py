@@ -29,7 +29,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str) -> Outcome:
     record = RunDirectory(run_dir)
     is_new = not run_dir.exists()
     record.claim(config)
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "true"}
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     if config["threads"]:
         environment["OMP_NUM_THREADS"] = str(config["threads"])
         environment["RAYON_NUM_THREADS"] = str(config["threads"])

@@ -3,7 +3,8 @@
 config.yaml       frozen before anything runs          environment.json  command, commit, versions, hardware
 progress.json     how far it is, twice a second        job.log           what the job's process printed
 checkpoints/      last.ckpt, to resume from            metrics.csv       what was logged, by step
-exposures.csv     what was seen when, which fate       extraction.jsonl  what was extracted, a document a line
+exposures.csv     what was seen when, which fate       extraction.parquet  what was extracted, a row a document
+membership.parquet  scores of membership inference     summary.json      intervals, membership, divergence
 data.json         what was read, removed, overlapped   edits.jsonl       how near-duplicates were edited
 model/            Hugging Face folder, safetensors     result.json       written LAST: its presence means "finished"
 """
@@ -59,12 +60,12 @@ def run_dir_of(config: dict[str, Any]) -> Path:
     return study / f"{label(config)}-{identity(config)}"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -136,6 +137,15 @@ class RunDirectory:
     def write_lines(self, name: str, entries: list[dict[str, Any]]) -> None:
         """Write a JSONL file atomically."""
         write_atomically(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write a Parquet file atomically, a row of plain values each."""
+        import pyarrow
+        from pyarrow import parquet
+
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        write_atomically(self.path / name, buffer.getvalue())
 
     def write_csv(self, name: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
         """Write a CSV file atomically."""

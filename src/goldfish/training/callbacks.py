@@ -130,7 +130,7 @@ class Memorization(pl.Callback):
     """
 
     def __init__(self, prepared: Prepared, settings: Extraction, every: int) -> None:
-        self.every, self.suffix_tokens = every, settings.suffix_tokens
+        self.every, self.suffix_tokens = every, settings.main.suffix_tokens
         self.ids = {
             prefix: settings.prompts(prepared.of_split(split), prepared.separator)
             for split, prefix in (("injected", ""), ("never_seen", "never_seen_"))

@@ -38,11 +38,15 @@ class Normalized:
                 raise ValueError(
                     f"document {document.id!r} is already tokenized: its text cannot be normalized; leave the forms empty"
                 )
-            text = document.text
-            for form in self.forms:
-                text = _CHANGES[form](text)
+            text = self.normalized(document.text)
             if document.ids is not None or text.strip():
                 yield document._replace(text=text)
+
+    def normalized(self, text: str) -> str:
+        """One text, spelled as those of the corpus."""
+        for form in self.forms:
+            text = _CHANGES[form](text)
+        return text
 
     def fingerprint(self) -> str:
         """Name the forms, Unicode's version and the corpus."""

@@ -1,0 +1,310 @@
+"""What a model says: teacher-forced log-probabilities, greedy continuations, samples, beams.
+
+For any Hugging Face causal language model in eval mode. Shapes: N documents (B of a batch), P prompt tokens, S suffix
+tokens, T = P + S, Q tokens of one pass, D hidden units, V vocabulary, M positions of any rows.
+
+Greedy decoding says the true suffix as long as the teacher-forced argmax is right, and one forward pass over many
+tokens is far cheaper than as many passes over one. So `greedy` checks the true suffix in growing windows, on a
+key-value cache that is written in place, and decodes token by token only from a row's first wrong token on. Models
+whose cache is more than plain attention (sliding windows, state spaces) go through transformers' `generate`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from goldfish.evaluation.forward import Decoder, Pick, Speaker, is_plain, left_padded, top
+
+Progress = Callable[[int], None]
+Rows = Tensor | Sequence[Tensor]
+
+
+def _silent(done: int) -> None:
+    pass
+
+
+class Forced(NamedTuple):
+    """One teacher-forced pass, on the CPU. Suffixes shorter than the longest are filled up with -1 and NaN."""
+
+    guess_NS: Tensor  # int64: the most likely token at each suffix position, given the TRUE tokens before it
+    logprob_NS: Tensor  # float32: log p of the true token, natural log
+    mean_NS: Tensor  # float32: mean over the vocabulary of log p, weighted by p
+    std_NS: Tensor  # float32: its standard deviation
+
+
+@torch.no_grad()
+def forced(
+    model: PreTrainedModel,
+    ids_NT: Rows,
+    start: int | Sequence[int],
+    batch_size: int = 64,
+    progress: Progress = _silent,
+) -> Forced:
+    """Read `ids_NT` (separator, prefix, true suffix) once; the suffixes begin at `start`, at least 1.
+
+    Rows may be a list of 1-D tensors of unequal length, with a start each. The head is computed on suffix positions
+    only, a piece at a time. `progress` is told how many rows are done.
+    ValueError: a row longer than the model's positions; NaN logits, with the row's index.
+    """
+    rows = list(ids_NT)
+    starts = [start] * len(rows) if isinstance(start, int) else list(start)
+    for index, (row, first) in enumerate(zip(rows, starts, strict=True)):
+        if not 1 <= first < len(row):
+            raise ValueError(f"document {index}: start={first}: must be from 1 to {len(row) - 1}, its last token")
+    _check_positions(model, [row[:-1] for row in rows], suffix_tokens=1)
+    shape = len(rows), max((len(row) - first for row, first in zip(rows, starts, strict=True)), default=0)
+    found = Forced(torch.full(shape, -1), *torch.full((3, *shape), torch.nan))
+    speaker, done = Speaker(model), 0
+    for batch in _batches(rows, batch_size):
+        step = speaker.rows_of_a_pass(len(rows[batch[0]]), len(batch))
+        for part in (batch[low : low + step] for low in range(0, len(batch), step)):
+            ids_BT = pad_sequence([rows[i] for i in part], batch_first=True)
+            first_B1 = torch.tensor([[starts[i]] for i in part])
+            length_B1 = torch.tensor([[len(rows[i])] for i in part])
+            low = int(first_B1.min())
+            place_Q = torch.arange(low, ids_BT.shape[1])
+            wanted_BQ = (place_Q >= first_B1) & (place_Q < length_B1)
+            # No token sees the padding on its right, so no attention mask is needed.
+            hidden_BQD = speaker.hidden(ids_BT[:, :-1].to(model.device), len(place_Q), use_cache=False)
+            results = speaker.head(
+                hidden_BQD[wanted_BQ.to(model.device)], _statistics, ids_BT[:, low:][wanted_BQ].to(model.device)
+            )
+            row_M, column_M = wanted_BQ.nonzero(as_tuple=True)
+            at = torch.tensor(part)[row_M], column_M + low - first_B1[row_M, 0]
+            for field, values in zip(found, results, strict=True):
+                field[at] = values.cpu()
+            _refuse_nan(results[1].isnan().cpu(), at[0].tolist())
+        done += len(batch)
+        progress(done)
+    return found
+
+
+def _statistics(logits_MV: Tensor, true_M: Tensor) -> tuple[Tensor, ...]:
+    logp_MV = logits_MV.float().log_softmax(dim=-1)
+    true_logp_M = logp_MV.gather(1, true_M[:, None])[:, 0]
+    p_MV = logp_MV.exp()
+    logp_MV.clamp_(min=-1e4)  # a token that cannot come: p log p is 0, not 0 * -inf
+    mean_M1 = (p_MV * logp_MV).sum(dim=-1, keepdim=True)
+    variance_M = p_MV.mul_(logp_MV.sub_(mean_M1).square_()).sum(dim=-1)
+    return logits_MV.argmax(dim=-1), true_logp_M, mean_M1[:, 0], variance_M.sqrt()
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel,
+    prompts: Rows,
+    suffix_tokens: int,
+    true: Tensor | None = None,
+    batch_size: int = 64,
+    progress: Progress = _silent,
+) -> Tensor:
+    """made_NS, int64 on the CPU: the `suffix_tokens` most likely tokens after each prompt, one by one; none ends early.
+
+    `true` (N, S): the true suffixes. They make it faster, never different: in float32 the rows are those of `generate`;
+    in bfloat16 two tokens may have equal logits, and which one comes first hangs on the order of a sum.
+    Prompts may be a list of 1-D tensors of unequal length: they are sorted by it and padded on the left.
+    ValueError: a prompt and suffix longer than the model's positions; NaN logits, with the prompt's index.
+    """
+    rows = list(prompts)
+    _check_positions(model, rows, suffix_tokens)
+    if true is not None and true.shape != (len(rows), suffix_tokens):
+        raise ValueError(f"true has shape {tuple(true.shape)}, wanted {(len(rows), suffix_tokens)}")
+    made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
+    decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens) if is_plain(model) else None
+    done = 0
+    for batch in _batches(rows, batch_size):
+        chosen = [rows[i] for i in batch]
+        if decoder is None:
+            made_NS[batch] = _generate(model, chosen, suffix_tokens)
+        elif true is None:
+            made_NS[batch] = decoder.decode(decoder.read(chosen), suffix_tokens, top).cpu()
+        else:
+            made_NS[batch] = decoder.check(decoder.read(chosen), true[batch].to(model.device)).cpu()
+        _refuse_nan((made_NS[batch] < 0).any(dim=1), batch)
+        done += len(batch)
+        progress(done)
+    return made_NS
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompts: Rows,
+    suffix_tokens: int,
+    n: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Progress = _silent,
+) -> Tensor:
+    """made_NnS, int64 on the CPU: `n` continuations of each prompt, drawn from its `top_k` (0: all) and `top_p` tokens.
+
+    A function of `seed`: every prompt, sample and position has a random number of its own, so the batch size changes
+    nothing. `batch_size` counts continuations. ValueError: as `greedy`, and a setting out of its range.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: must be at least 1 continuation of each prompt")
+    rows = list(prompts)
+    _check_positions(model, rows, suffix_tokens)
+    warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    warp += [TopKLogitsWarper(top_k)] if top_k else []
+    warp += [TopPLogitsWarper(float(top_p))] if top_p != 1 else []
+
+    def draw(logits_MV: Tensor, luck_M: Tensor) -> tuple[Tensor, ...]:
+        """The token at which the cumulative probability passes a number from 0 to 1; -1 where logits are NaN."""
+        cumulative_MV = warp(cast(Any, None), logits_MV.float()).softmax(dim=-1).cumsum(dim=-1)
+        total_M1 = cumulative_MV[:, -1:]
+        token_M1 = torch.searchsorted(cumulative_MV, luck_M[:, None] * total_M1, right=True)
+        return (token_M1.clamp(max=logits_MV.shape[1] - 1).masked_fill(total_M1.isnan(), -1)[:, 0],)
+
+    made_NnS = torch.empty(len(rows), n, suffix_tokens, dtype=torch.int64)
+    luck_NnS = torch.rand(made_NnS.shape, generator=torch.Generator().manual_seed(seed))
+    prompts_at_once, draws = max(1, batch_size // n), min(n, batch_size)
+    held = min(prompts_at_once, len(rows)) * draws
+    decoder = Decoder(model, held, _longest(rows) + suffix_tokens) if is_plain(model) else None
+    done = 0
+    for batch in _batches(rows, prompts_at_once):
+        for low in range(0, n, draws):
+            luck_BnS = luck_NnS[batch, low : low + draws].to(model.device)
+            luck_MS = luck_BnS.flatten(0, 1)
+            if decoder is None:
+                again = [rows[i] for i in batch for _ in range(luck_BnS.shape[1])]
+                made_MS = _generate(model, again, suffix_tokens, _Drawn(draw, luck_MS))
+            else:
+                hidden_MD = decoder.repeat(decoder.read([rows[i] for i in batch]), luck_BnS.shape[1])
+                made_MS = decoder.decode(hidden_MD, suffix_tokens, draw, luck_MS).cpu()
+            made_NnS[batch, low : low + draws] = made_MS.view(luck_BnS.shape)
+        _refuse_nan((made_NnS[batch] < 0).flatten(1).any(dim=1), batch)
+        done += len(batch)
+        progress(done)
+    return made_NnS
+
+
+@torch.no_grad()
+def beam(
+    model: PreTrainedModel,
+    prompts: Rows,
+    suffix_tokens: int,
+    beams: int,
+    batch_size: int = 64,
+    progress: Progress = _silent,
+) -> Tensor:
+    """made_NS, int64 on the CPU: the likeliest continuation that transformers' beam search finds with `beams` beams.
+
+    `batch_size` counts beams. ValueError: a prompt and suffix longer than the model's positions, fewer than 1 beam.
+    """
+    if beams < 1:
+        raise ValueError(f"beams={beams}: must be at least 1")
+    rows = list(prompts)
+    _check_positions(model, rows, suffix_tokens)
+    made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
+    done = 0
+    for batch in _batches(rows, max(1, batch_size // beams)):
+        made_NS[batch] = _generate(model, [rows[i] for i in batch], suffix_tokens, num_beams=beams)
+        _refuse_nan((made_NS[batch] < 0).any(dim=1), batch)
+        done += len(batch)
+        progress(done)
+    return made_NS
+
+
+class _Drawn:
+    """Leaves `generate` one token to choose: the one that was drawn."""
+
+    def __init__(self, draw: Pick, luck_MS: Tensor) -> None:
+        self.draw, self.luck, self.at = draw, luck_MS, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        (token_M,) = self.draw(scores, self.luck[:, self.at])
+        self.at += 1
+        return torch.zeros_like(scores).scatter_(1, token_M[:, None].clamp(min=0), 1.0)
+
+
+class _Watch:
+    """Notes the rows of `generate` in which a logit was NaN."""
+
+    bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = scores.isnan().any(dim=1)
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+
+def _generate(
+    model: PreTrainedModel, prompts: Sequence[Tensor], suffix_tokens: int, *processors: Any, **how: Any
+) -> Tensor:
+    """made_BS of transformers' `generate`, without the settings (penalties, end tokens) that came with the model.
+
+    Rows with NaN logits are -1.
+    """
+    ids_BP, pad_B = left_padded(prompts)
+    mask_BP = torch.arange(ids_BP.shape[1]) >= pad_B[:, None]
+    watch, own = _Watch(), model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        made = cast(Any, model).generate(
+            ids_BP.to(model.device),
+            attention_mask=mask_BP.long().to(model.device),
+            logits_processor=LogitsProcessorList([watch, *processors]),
+            do_sample=False,
+            max_new_tokens=suffix_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            **how,
+        )
+    finally:
+        model.generation_config = own
+    assert watch.bad is not None
+    bad_B1 = watch.bad.view(len(made), -1).any(dim=1, keepdim=True)
+    made_BS: Tensor = made[:, ids_BP.shape[1] :].masked_fill(bad_B1, -1).cpu()
+    return made_BS
+
+
+def _longest(rows: Sequence[Tensor]) -> int:
+    return max(map(len, rows), default=0)
+
+
+def _batches(rows: Sequence[Tensor], size: int) -> Iterator[list[int]]:
+    """Indices, longest rows first, so that a batch too large for the memory fails at once."""
+    if size < 1:
+        raise ValueError(f"batch_size={size}: must be at least 1")
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    for low in range(0, len(order), size):
+        yield order[low : low + size]
+
+
+def _check_positions(model: PreTrainedModel, rows: Sequence[Tensor], suffix_tokens: int) -> None:
+    if suffix_tokens < 1:
+        raise ValueError(f"suffix_tokens={suffix_tokens}: must be at least 1")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"document {index}: its prompt has no token; it needs the separator at least")
+        needed = len(row) + suffix_tokens - 1  # the last token is never read
+        if limit and needed > limit:
+            raise ValueError(
+                f"document {index}: prompt and suffix need {needed} positions, the model has {limit} "
+                "(max_position_embeddings); ask for a shorter prefix or suffix"
+            )
+
+
+def _refuse_nan(bad_B: Tensor, batch: Sequence[int]) -> None:
+    if bad_B.any():
+        index = batch[int(bad_B.nonzero()[0, 0])]
+        raise ValueError(
+            f"document {int(index)}: the model's logits are NaN. Its weights hold NaN, or its activations overflow: "
+            "try float32, or an earlier checkpoint"
+        )

@@ -1,0 +1,192 @@
+"""The one engine of goldfish-eval and of a run's end: extraction in every setting, membership scores, their summary.
+
+The work is cut into parts of documents. With a folder for them, finished parts are kept in files: several processes
+share the work, and a killed evaluation continues.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyarrow import parquet
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from goldfish.data.packing import InjectedDocument
+from goldfish.data.tokenizer import encode, separator_id
+from goldfish.evaluation.decoding import Forced, forced
+from goldfish.evaluation.extraction import Extraction, Setting, extract
+from goldfish.evaluation.membership import scores
+from goldfish.evaluation.metrics import training_overlap
+from goldfish.evaluation.summary import whole
+from goldfish.masks import Mask
+from goldfish.runs.record import RunDirectory
+
+PART = 256  # documents
+
+Row = dict[str, Any]
+Tell = Callable[[int, int], None]  # is told how many documents are done, of how many, over all settings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model with its tokenizer, documents, how often training saw each, the mask of the training,
+    and the training text, in which continuations are looked up."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    documents: Sequence[InjectedDocument]
+    exposures: Mapping[str, int]
+    mask: Mask
+    training_text: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Documents of one piece of work, by their places; `setting` None: scores for membership inference."""
+
+    name: str
+    setting: Setting | None
+    places: Sequence[int]
+
+
+def parts(documents: Sequence[InjectedDocument], extraction: Extraction) -> list[Part]:
+    """The pieces of an evaluation, in a fixed order. ValueError if every document is too short for a setting."""
+    found = []
+    for number, setting in enumerate(extraction.settings):
+        places = [place for place, document in enumerate(documents) if len(document.ids) >= setting.tokens]
+        if not places:
+            raise ValueError(
+                f"evaluation: all {len(documents)} documents have fewer than {setting.tokens} tokens, which offset={setting.offset} + "
+                f"prefix_tokens={setting.prefix_tokens} + suffix_tokens={setting.suffix_tokens} need; lower them or give longer documents"
+            )
+        found += [
+            Part(f"{number:03d}-{low:08d}", setting, places[low : low + PART]) for low in range(0, len(places), PART)
+        ]
+    if extraction.membership:
+        places = [place for place, document in enumerate(documents) if document.ids]
+        found += [Part(f"membership-{low:08d}", None, places[low : low + PART]) for low in range(0, len(places), PART)]
+    return found
+
+
+def work(
+    subject: Subject,
+    extraction: Extraction,
+    folder: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    tell: Tell = lambda done, total: None,
+) -> tuple[list[Row], list[Row]]:
+    """Do every `world`-th part; return the rows of extraction and of membership scores, of parts kept in `folder` too."""
+    todo = parts(subject.documents, extraction)
+    mine = [part for index, part in enumerate(todo) if index % world == rank]
+    total, done = sum(len(part.places) for part in mine), 0
+    rows: tuple[list[Row], list[Row]] = ([], [])
+    for part in mine:
+        kept = None if folder is None else folder / f"{part.name}.parquet"
+        if kept is not None and kept.exists():
+            made = parquet.read_table(kept).to_pylist()
+        else:
+            made = _do(subject, extraction, part, lambda more, before=done: tell(before + more, total))  # type: ignore[misc]
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                RunDirectory(folder).write_rows(f"{part.name}.parquet", made)
+        rows[part.setting is None].extend(made)
+        done += len(part.places)
+        tell(done, total)
+    return rows
+
+
+def finish(
+    subject: Subject, extraction: Extraction, rows: list[Row], members: list[Row], out: RunDirectory
+) -> dict[str, Any]:
+    """Write extraction.parquet and membership.parquet; return the summary, which the caller writes when all is done."""
+    if subject.training_text and extraction.training_overlap:
+        for setting in extraction.settings:
+            own = [row for row in rows if all(row[key] == value for key, value in setting._asdict().items())]
+            shares = training_overlap(np.array([row["generated_ids"] for row in own]), subject.training_text)
+            for row, share in zip(own, shares.tolist(), strict=True):
+                row["training_overlap"] = share
+    out.write_rows("extraction.parquet", rows)
+    if members:
+        out.write_rows("membership.parquet", members)
+    short = [
+        sum(len(document.ids) < setting.tokens for document in subject.documents) for setting in extraction.settings
+    ]
+    return whole(rows, members, extraction, short)
+
+
+def _do(subject: Subject, extraction: Extraction, part: Part, progress: Callable[[int], None]) -> list[Row]:
+    chosen = {place: subject.documents[place] for place in part.places}
+    if part.setting is None:
+        return _membership(subject, extraction, list(chosen.values()))
+    return extract(
+        subject.model,
+        subject.tokenizer,
+        separator_id(subject.tokenizer),
+        chosen,
+        subject.exposures,
+        extraction,
+        part.setting,
+        subject.mask,
+        progress,
+    )
+
+
+def _membership(subject: Subject, extraction: Extraction, documents: Sequence[InjectedDocument]) -> list[Row]:
+    model, tokenizer, size = subject.model, subject.tokenizer, extraction.batch_size
+    read = _read(model, tokenizer, [document.ids for document in documents], size)
+    texts = [str(tokenizer.decode(ids)) for ids in _cut(model, [document.ids for document in documents])]
+    lower = _read(model, tokenizer, encode(tokenizer, [text.lower() for text in texts]), size)
+    other = None
+    if extraction.reference is not None:
+        reference: Any = AutoModelForCausalLM.from_pretrained(
+            extraction.reference, use_safetensors=True, local_files_only=True
+        )
+        reference = reference.to(model.device).eval()
+        other_tokenizer = AutoTokenizer.from_pretrained(extraction.reference, local_files_only=True)
+        other = _read(reference, other_tokenizer, encode(other_tokenizer, texts), size)
+    rows = []
+    for index, (document, text) in enumerate(zip(documents, texts, strict=True)):
+        own, small = _row(read, index), _row(lower, index)
+        found = scores(
+            *own[1:],
+            text,
+            lower_logprob=small.logprob_NS,
+            reference_logprob=None if other is None else _row(other, index).logprob_NS,
+            percents=extraction.percents,
+            document=document.id,
+        )
+        exposures = subject.exposures.get(document.id, 0)
+        rows.append({"document": document.id, "split": document.split, "exposures": exposures, **found})
+    return rows
+
+
+def _read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Iterable[Sequence[int]], batch_size: int
+) -> Forced:
+    separator = separator_id(tokenizer)
+    rows = [torch.tensor([separator, *ids]) for ids in _cut(model, documents)]
+    return forced(model, rows, 1, batch_size)
+
+
+def _cut(model: PreTrainedModel, documents: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Documents cut to the model's positions, of which the separator takes one."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    return [list(ids[:positions]) for ids in documents]
+
+
+def _row(read: Forced, index: int) -> Forced:
+    """One document's own tokens, without the filling."""
+    length = int((read.guess_NS[index] >= 0).sum())
+    return Forced(*(field[index, :length] for field in read))
+
+
+def processes(devices: int | str, accelerator: str) -> int:
+    """How many processes share the work."""
+    if devices != "auto":
+        return int(devices)
+    return max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1

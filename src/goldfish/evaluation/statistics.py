@@ -1,0 +1,98 @@
+"""From numbers of documents to numbers of a sample: intervals, and extraction with n samples. N documents."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+from torch import Tensor
+
+AT_ONCE = 1 << 22  # resampled values in memory together
+
+
+def interval(
+    values: Sequence[float] | np.ndarray | Tensor,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> tuple[float, float]:
+    """(low, high) of the mean of one value a document: percentile bootstrap over documents.
+
+    Where all values equal one of the `bounds` of the metric, resampling would give no width at all: then the exact
+    binomial (Clopper-Pearson) interval, which holds for any metric with these bounds: 0 of 100 documents -> (0, 0.036).
+    One document between the bounds gives the bounds, or (nan, nan) without; equal values elsewhere give no width.
+    ValueError if there are no values or one is not finite.
+    """
+    if not 0 < level < 1:
+        raise ValueError(
+            f"level={level}: the share of intervals that hold the mean lies between 0 and 1, for example 0.95"
+        )
+    values_N = sample(values, "the values")
+    count, first = len(values_N), float(values_N[0])
+    if (values_N == first).all():
+        if bounds and first in bounds:
+            low, high = bounds
+            width = (high - low) * (1 - ((1 - level) / 2) ** (1 / count))
+            return (low, low + width) if first == low else (high - width, high)
+        if count == 1:
+            return bounds or (float("nan"), float("nan"))
+        return first, first
+    found = bootstrap(
+        (values_N,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, AT_ONCE // count),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: float) -> np.ndarray:
+    """bool_N: is the suffix (n, p)-discoverable, that is 1 - (1 - p_z)^n >= p (arXiv 2410.19482).
+
+    `log_p_z_N`: natural log of the probability of each whole suffix under the sampling scheme, at most 0; `n`: samples
+    drawn, `p`: probability that one of them is the suffix. The share of documents is the mean. Computed in
+    log space: tiny p_z and huge n are no trouble.
+    """
+    if n < 1 or not 0 < p <= 1:
+        raise ValueError(
+            f"n={n}, p={p}: n is a number of samples, at least 1, and 0 < p <= 1; for example n=100, p=0.5"
+        )
+    log_p_z = np.minimum(sample(log_p_z_N, "the log_p_z"), 0.0)
+    with np.errstate(divide="ignore"):
+        log_miss = np.where(log_p_z > -np.log(2), np.log(-np.expm1(log_p_z)), np.log1p(-np.exp(log_p_z)))
+        log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits a sample; -log(1 - x) is x for tiny x
+        wanted = np.log(-np.log1p(-p))
+    return np.asarray(math.log(n) + log_rate >= wanted)
+
+
+def discoverable_curve(
+    log_p_z_N: Sequence[float] | np.ndarray | Tensor,
+    p: float,
+    ns: Sequence[int] = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000),
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """For each n its `n`, the `share` of (n, p)-discoverable documents and its interval, `low` and `high`."""
+    curve = []
+    for n in ns:
+        found_N = discoverable(log_p_z_N, n, p)
+        low, high = interval(found_N, level, seed)
+        curve.append({"n": n, "share": float(found_N.mean()), "low": low, "high": high})
+    return curve
+
+
+def sample(values: Sequence[float] | np.ndarray | Tensor, what: str) -> np.ndarray:
+    """`values` as 1-D float64; ValueError says `what` they are if there is none or one is NaN or infinite."""
+    values_N = np.asarray(values, dtype=np.float64)
+    if values_N.ndim != 1 or not len(values_N):
+        raise ValueError(f"{what} have shape {values_N.shape}: wanted one number a document, at least one")
+    bad = np.flatnonzero(~np.isfinite(values_N))
+    if len(bad):
+        raise ValueError(
+            f"{what}: that of document number {bad[0]} (from 0) is {values_N[bad[0]]}; leave such documents out and say so"
+        )
+    return values_N

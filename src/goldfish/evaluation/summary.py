@@ -1,0 +1,92 @@
+"""From a row a document to the numbers of an evaluation: means with intervals, beside never-seen documents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from goldfish.evaluation.divergence import divergence
+from goldfish.evaluation.extraction import Extraction, Setting
+from goldfish.evaluation.membership import attack
+from goldfish.evaluation.statistics import discoverable_curve, interval
+
+Row = dict[str, Any]
+# Metrics of a row between 0 and 1, and the others.
+SHARES: tuple[str, ...] = (
+    *("exact_match", "exact_share", "rouge_l", "rouge_l_words", "bleu", "bleu_over_75", "edit_distance"),
+    *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
+    *("rep_16", "rep_32", "rep_128", "training_overlap"),
+)
+OTHERS = ("longest_prefix", "log_p_z")
+SPLITS = ("injected", "never_seen")
+
+
+def of_setting(rows: Sequence[Row], setting: Setting, too_short: int) -> dict[str, Any]:
+    """Everything about one setting: its five values, how many documents were `too_short`, and of each split the metrics
+    (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge."""
+    found: dict[str, Any] = {**setting._asdict(), "too_short": too_short}
+    for split in SPLITS:
+        chosen = [row for row in rows if row["split"] == split]
+        if chosen:
+            found[split] = {
+                "documents": len(chosen),
+                "metrics": _metrics(chosen, setting),
+                "discoverable": discoverable_curve([row["log_p_z"] for row in chosen], p=0.5),
+                "divergence": divergence([row["first_divergence"] for row in chosen], [row["kept"] for row in chosen]),
+            }
+    buckets = sorted({row["exposures"] for row in rows if row["split"] == "injected"})
+    found["by_exposures"] = {
+        repeats: _metrics([r for r in rows if r["split"] == "injected" and r["exposures"] == repeats], setting)
+        for repeats in buckets
+    }
+    return found
+
+
+def of_membership(rows: Sequence[Row]) -> dict[str, Any]:
+    """Membership inference by each score: injected documents that were trained on against never-seen ones; {} without."""
+    members = [row for row in rows if row["split"] == "injected" and row["exposures"]]
+    others = [row for row in rows if row["split"] == "never_seen"]
+    if not members or not others:
+        return {}
+    names = [name for name in rows[0] if name not in ("document", "split", "exposures")]
+    return {name: attack([row[name] for row in members], [row[name] for row in others]) for name in names}
+
+
+def flat(of_main: dict[str, Any]) -> dict[str, float]:
+    """The means of the main setting; those of never-seen documents under names that begin with never_seen_."""
+    return {
+        ("" if split == "injected" else "never_seen_") + name: values["mean"]
+        for split in SPLITS
+        if split in of_main
+        for name, values in of_main[split]["metrics"].items()
+    }
+
+
+def whole(
+    rows: Sequence[Row], members: Sequence[Row], extraction: Extraction, too_short: Sequence[int]
+) -> dict[str, Any]:
+    """The summary of an evaluation: `settings`, in their order, and `membership`."""
+    parts = []
+    for setting, short in zip(extraction.settings, too_short, strict=True):
+        values = setting._asdict()
+        own = [row for row in rows if all(row[key] == value for key, value in values.items())]
+        parts.append(of_setting(own, setting, short))
+    return {"settings": parts, "membership": of_membership(members)}
+
+
+def _metrics(rows: Sequence[Row], setting: Setting) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
+    for name in (*SHARES, *OTHERS):
+        if name in rows[0]:
+            values = np.array([row[name] for row in rows], dtype=np.float64)
+            bounds = (
+                (0.0, 1.0)
+                if name in SHARES
+                else (0.0, float(setting.suffix_tokens))
+                if name == "longest_prefix"
+                else None
+            )
+            low, high = interval(values, bounds=bounds)
+            known = np.isfinite(low)  # of one document without bounds nothing is known
+            found[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
+    return found
