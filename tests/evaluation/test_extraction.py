@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -139,6 +141,13 @@ def test_parts_that_are_there_are_not_done_again_and_processes_share_the_rest(su
     monkeypatch.setattr("goldfish.evaluation.engine._do", lambda *arguments: pytest.fail("done again"))
     assert work(subject, extraction, tmp_path) == whole
     assert PART == 256
+
+
+def test_a_model_that_makes_nan_is_refused_with_the_documents_name(subject):
+    broken = LlamaFromConfig(32, 1, 2, 64)(vocab_size=300, separator_id=0, seed=0)
+    broken.lm_head.weight.data[:] = torch.nan
+    with pytest.raises(ValueError, match=r"document 'd\d': the model's logits are NaN"):
+        work(replace(subject, model=broken), Extraction(8, 8))
 
 
 def test_the_fates_are_those_of_the_document_as_it_is_trained_on(tokenizer, subject):

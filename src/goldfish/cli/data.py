@@ -33,6 +33,11 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> None:
+    """What Hydra calls; its mistakes end here, before Hydra adds a line of its own."""
+    exit_with_reason("goldfish-data", lambda: _task(cfg))
+
+
+def _task(cfg: DictConfig) -> None:
     """Prepare, look, write, print."""
     from goldfish.data.overview import overview  # imports torch: seconds, so a mistyped key is told before
     from goldfish.run import Job

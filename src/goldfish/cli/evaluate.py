@@ -16,7 +16,14 @@ from rich.table import Table
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
 
-SHOWN = {"exact_match": "exact match", "rouge_l": "RougeL", "bleu_over_75": "BLEU > 0.75", "longest_prefix": "prefix"}
+VARIED = {
+    "prefix_tokens": "prompt",
+    "suffix_tokens": "suffix",
+    "offset": "offset",
+    "edit_rate": "edits",
+    "decoding": "decoding",
+}
+SHOWN = {"exact_match": "exact [95 %]", "rouge_l": "RougeL", "bleu_over_75": "BLEU>.75", "longest_prefix": "right"}
 
 
 def main() -> None:
@@ -29,6 +36,11 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> None:
+    """What Hydra calls; its mistakes end here, before Hydra adds a line of its own."""
+    exit_with_reason("goldfish-eval", lambda: _task(cfg))
+
+
+def _task(cfg: DictConfig) -> None:
     """Load, extract, write, print."""
     from goldfish.evaluation.engine import finish, work  # here, so that a mistyped key is told at once
     from goldfish.evaluation.job import EvaluationJob
@@ -61,7 +73,8 @@ def task(cfg: DictConfig) -> None:
             process.kill()
     rows, members = work(subject, job.evaluation, parts)  # every part is there: read in order
     record = RunDirectory(job.out)
-    summary = finish(subject, job.evaluation, rows, members, record)
+    summary = finish(subject, job.evaluation, rows, members, record, job.similarity)
+    job.utility(subject, rows, summary)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
     record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
@@ -89,9 +102,8 @@ def _wait_for(others: list[subprocess.Popen[bytes]], out: Path) -> None:
 def _print(summary: dict[str, Any], console: Console) -> None:
     """A line a setting and split; only those of the settings' five values that vary are columns."""
     settings = summary["settings"]
-    keys = ("prefix_tokens", "suffix_tokens", "offset", "edit_rate", "decoding")
-    varied = [key for key in keys if len({part[key] for part in settings}) > 1]
-    table = Table(*varied, "documents", "number", *SHOWN.values(), box=None)
+    varied = [key for key in VARIED if len({part[key] for part in settings}) > 1]
+    table = Table(*(VARIED[key] for key in varied), "documents", "", *SHOWN.values(), box=None)
     for part in settings:
         for split in ("injected", "never_seen"):
             if split in part:
@@ -107,6 +119,13 @@ def _print(summary: dict[str, Any], console: Console) -> None:
     if summary["membership"]:
         aucs = ", ".join(f"{name} {found['auc']:.2f}" for name, found in summary["membership"].items())
         console.print(f"membership inference, AUC: {aucs}", highlight=False)
+    if "perplexity" in summary:
+        console.print(
+            "perplexity {perplexity:.2f}, loss {loss:.3f} nats a token".format(**summary["perplexity"]), highlight=False
+        )
+    for task, found in summary.get("tasks", {}).items():
+        line = ", ".join(f"{k} {v:.3f}" for k, v in found.items() if v is not None and not k.endswith("_stderr"))
+        console.print(f"{task}: {line}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,13 @@ def forced(
     start: int | Sequence[int],
     batch_size: int = 64,
     progress: Progress = _silent,
+    guess_only: bool = False,
 ) -> Forced:
     """Read `ids_NT` (separator, prefix, true suffix) once; the suffixes begin at `start`, at least 1.
 
     Rows may be a list of 1-D tensors of unequal length, with a start each. The head is computed on suffix positions
-    only, a piece at a time. `progress` is told how many rows are done.
+    only, a piece at a time. `progress` is told how many rows are done. `guess_only` leaves the probabilities NaN,
+    which saves time: exact match, longest prefix and first divergence need no more.
     ValueError: a row longer than the model's positions; NaN logits, with the row's index.
     """
     rows = list(ids_NT)
@@ -67,37 +69,45 @@ def forced(
     found = Forced(torch.full(shape, -1), *torch.full((3, *shape), torch.nan))
     speaker, done = Speaker(model), 0
     for batch in _batches(rows, batch_size):
-        step = speaker.rows_of_a_pass(len(rows[batch[0]]), len(batch))
-        for part in (batch[low : low + step] for low in range(0, len(batch), step)):
-            ids_BT = pad_sequence([rows[i] for i in part], batch_first=True)
-            first_B1 = torch.tensor([[starts[i]] for i in part])
-            length_B1 = torch.tensor([[len(rows[i])] for i in part])
-            low = int(first_B1.min())
-            place_Q = torch.arange(low, ids_BT.shape[1])
-            wanted_BQ = (place_Q >= first_B1) & (place_Q < length_B1)
+        ids_BT = pad_sequence([rows[i] for i in batch], batch_first=True)
+        first_B1 = torch.tensor([[starts[i]] for i in batch])
+        length_B1 = torch.tensor([[len(rows[i])] for i in batch])
+        low = int(first_B1.min())
+        place_Q = torch.arange(low, ids_BT.shape[1])
+        wanted_BQ = (place_Q >= first_B1) & (place_Q < length_B1)
+        pieces = []
+        for at in range(0, len(batch), step := speaker.rows_of_a_pass(ids_BT.shape[1], len(batch))):
+            part, width = slice(at, at + step), len(rows[batch[at]])
             # No token sees the padding on its right, so no attention mask is needed.
-            hidden_BQD = speaker.hidden(ids_BT[:, :-1].to(model.device), len(place_Q), use_cache=False)
-            results = speaker.head(
-                hidden_BQD[wanted_BQ.to(model.device)], _statistics, ids_BT[:, low:][wanted_BQ].to(model.device)
-            )
-            row_M, column_M = wanted_BQ.nonzero(as_tuple=True)
-            at = torch.tensor(part)[row_M], column_M + low - first_B1[row_M, 0]
-            for field, values in zip(found, results, strict=True):
-                field[at] = values.cpu()
-            _refuse_nan(results[1].isnan().cpu(), at[0].tolist())
+            hidden_BQD = speaker.hidden(ids_BT[part, : width - 1].to(model.device), width - low, use_cache=False)
+            wanted = wanted_BQ[part, : width - low]
+            pieces.append(hidden_BQD.flatten(0, 1) if wanted.all() else hidden_BQD[wanted.to(model.device)])
+        true_M = ids_BT[:, low:][wanted_BQ].to(model.device)
+        results = speaker.head(torch.cat(pieces), *([top] if guess_only else [_statistics, true_M]))
+        row_M, column_M = wanted_BQ.nonzero(as_tuple=True)
+        spots = torch.tensor(batch)[row_M], column_M + low - first_B1[row_M, 0]
+        for field, values in zip(found, results, strict=False):
+            field[spots] = values.cpu()
+        _refuse_nan((results[0] < 0).cpu(), spots[0])
         done += len(batch)
         progress(done)
     return found
 
 
 def _statistics(logits_MV: Tensor, true_M: Tensor) -> tuple[Tensor, ...]:
-    logp_MV = logits_MV.float().log_softmax(dim=-1)
+    """The fields of Forced."""
+    logits_MV = logits_MV.float()
+    (guess_M,) = top(logits_MV)
+    guess_M1 = guess_M.clamp(min=0)[:, None]
+    p_MV = logits_MV.softmax(dim=1)
+    # log p = logit - log of the sum over the vocabulary; that is known where p is largest.
+    log_sum_M1 = logits_MV.gather(1, guess_M1) - p_MV.gather(1, guess_M1).log()
+    logp_MV = logits_MV - log_sum_M1
     true_logp_M = logp_MV.gather(1, true_M[:, None])[:, 0]
-    p_MV = logp_MV.exp()
-    logp_MV.clamp_(min=-1e4)  # a token that cannot come: p log p is 0, not 0 * -inf
-    mean_M1 = (p_MV * logp_MV).sum(dim=-1, keepdim=True)
-    variance_M = p_MV.mul_(logp_MV.sub_(mean_M1).square_()).sum(dim=-1)
-    return logits_MV.argmax(dim=-1), true_logp_M, mean_M1[:, 0], variance_M.sqrt()
+    logp_MV.clamp_(min=-1e4)  # so that a token that cannot come adds 0 to the moments, not 0 * -inf
+    mean_M1 = (p_MV * logp_MV).sum(dim=1, keepdim=True)
+    variance_M = p_MV.mul_(logp_MV.sub_(mean_M1).square_()).sum(dim=1)
+    return guess_M, true_logp_M, mean_M1[:, 0], variance_M.sqrt()
 
 
 @torch.no_grad()
@@ -301,10 +311,10 @@ def _check_positions(model: PreTrainedModel, rows: Sequence[Tensor], suffix_toke
             )
 
 
-def _refuse_nan(bad_B: Tensor, batch: Sequence[int]) -> None:
+def _refuse_nan(bad_B: Tensor, batch: Sequence[int] | Tensor) -> None:
     if bad_B.any():
-        index = batch[int(bad_B.nonzero()[0, 0])]
+        index = int(batch[int(bad_B.nonzero()[0, 0])])
         raise ValueError(
-            f"document {int(index)}: the model's logits are NaN. Its weights hold NaN, or its activations overflow: "
+            f"document {index}: the model's logits are NaN. Its weights hold NaN, or its activations overflow: "
             "try float32, or an earlier checkpoint"
         )

@@ -5,7 +5,9 @@ share the work, and a killed evaluation continues.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from goldfish.evaluation.decoding import Forced, forced
 from goldfish.evaluation.extraction import Extraction, Setting, extract
 from goldfish.evaluation.membership import scores
 from goldfish.evaluation.metrics import training_overlap
+from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
 from goldfish.masks import Mask
 from goldfish.runs.record import RunDirectory
@@ -101,9 +104,21 @@ def work(
 
 
 def finish(
-    subject: Subject, extraction: Extraction, rows: list[Row], members: list[Row], out: RunDirectory
+    subject: Subject,
+    extraction: Extraction,
+    rows: list[Row],
+    members: list[Row],
+    out: RunDirectory,
+    similarity: Similarity | None = None,
 ) -> dict[str, Any]:
-    """Write extraction.parquet and membership.parquet; return the summary, which the caller writes when all is done."""
+    """Write extraction.parquet and membership.parquet; return the summary, which the caller writes when all is done.
+
+    `similarity`: also compare what continuations say with what the true suffixes say.
+    """
+    if similarity is not None:
+        found = similarity([row["suffix"] for row in rows], [row["generated"] for row in rows])
+        for index, row in enumerate(rows):
+            row |= {name: values[index].item() for name, values in found.items()}
     if subject.training_text and extraction.training_overlap:
         for setting in extraction.settings:
             own = [row for row in rows if all(row[key] == value for key, value in setting._asdict().items())]
@@ -120,6 +135,22 @@ def finish(
 
 
 def _do(subject: Subject, extraction: Extraction, part: Part, progress: Callable[[int], None]) -> list[Row]:
+    with _named([subject.documents[place].id for place in part.places]):
+        return _rows(subject, extraction, part, progress)
+
+
+@contextmanager
+def _named(ids: Sequence[str]) -> Iterator[None]:
+    """Errors that number the documents of a part name them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            re.sub(r"^document (\d+)", lambda found: f"document {ids[int(found[1])]!r}", str(error))
+        ) from error
+
+
+def _rows(subject: Subject, extraction: Extraction, part: Part, progress: Callable[[int], None]) -> list[Row]:
     chosen = {place: subject.documents[place] for place in part.places}
     if part.setting is None:
         return _membership(subject, extraction, list(chosen.values()))

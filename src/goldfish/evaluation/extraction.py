@@ -150,10 +150,10 @@ def extract(
         torch.cat([ids[:1], settings.edited(ids[1 : 1 + setting.prefix_tokens], setting.edit_rate, place, tokenizer)])
         for place, ids in zip(documents, whole, strict=True)
     ]
-    made_NnS = _decode(model, prompts, true_NS, settings, setting, progress)
     starts = [len(prompt) for prompt in prompts]
     read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
     guess_NS, logprob_NS, *_ = forced(model, read, starts, settings.batch_size)
+    made_NnS = _decode(model, prompts, true_NS, guess_NS, settings, setting, progress)
     rows = []
     for index, document in enumerate(documents.values()):
         true = true_NS[index].tolist()
@@ -188,6 +188,7 @@ def _decode(
     model: PreTrainedModel,
     prompts: list[Tensor],
     true_NS: Tensor,
+    guess_NS: Tensor,
     settings: Extraction,
     setting: Setting,
     progress: Callable[[int], None],
@@ -199,7 +200,12 @@ def _decode(
         return sample(model, prompts, tokens, *how, batch_size=size, progress=progress)
     if setting.decoding == "beam":
         return beam(model, prompts, tokens, settings.beams, batch_size=size, progress=progress)[:, None]
-    return greedy(model, prompts, tokens, true_NS, batch_size=size, progress=progress)[:, None]
+    # A row whose every guess is right, given the true tokens, is what greedy decoding makes: only the others are decoded.
+    made_NS, wrong_N = true_NS.clone(), (guess_NS != true_NS).any(dim=1)
+    if wrong_N.any():
+        left = [prompts[index] for index in wrong_N.nonzero()[:, 0].tolist()]
+        made_NS[wrong_N] = greedy(model, left, tokens, true_NS[wrong_N], batch_size=size, progress=progress)
+    return made_NS[:, None]
 
 
 def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id: int) -> list[bool]:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 Pick = Callable[..., tuple[Tensor, ...]]
 
 # What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
-_CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS = 1024, 2**18, 2**26
+_CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS, _BLOCK = 2048, 2**18, 2**26, 64
 
 
 class Speaker:
@@ -70,11 +70,15 @@ class Decoder(Speaker):
         self.cache = _Cache(len(DynamicCache(config=model.config).layers), rows, tokens)
         self.pad_B1 = torch.empty(0)
         self.padded, self.prompt_tokens = False, 0
+        self.takes_masks = model.config._attn_implementation == "sdpa"
 
     def run(self, ids_BQ: Tensor, low: int, start: int, keep: int) -> Tensor:
         """Hidden states of columns `start` and on of rows `low` and on, their last `keep`: (B, keep, D)."""
         rows, tokens = ids_BQ.shape
-        pieces = []
+        pieces, mask_11QK = [], None
+        if tokens > 1 and start and not self.padded and self.takes_masks:
+            future_QK = torch.full((tokens, start + tokens), -torch.inf, dtype=self.model.dtype, device=ids_BQ.device)
+            mask_11QK = future_QK.triu_(start + 1)[None, None]  # made once, not for every row and layer
         for first in range(0, rows, step := self.rows_of_a_pass(tokens, rows)):
             part_BQ = ids_BQ[first : first + step]
             cache = self.cache.at(low + first, low + first + len(part_BQ), start)
@@ -84,6 +88,9 @@ class Decoder(Speaker):
                 pad_B1 = self.pad_B1[cache.low : cache.high]
                 how |= dict(attention_mask=(column_T >= pad_B1).long())
                 how |= dict(position_ids=(column_T[start:] - pad_B1).clamp(min=0))
+            elif mask_11QK is not None:
+                places_1Q = torch.arange(start, start + tokens, device=ids_BQ.device)[None]
+                how |= dict(attention_mask=mask_11QK, position_ids=places_1Q)
             pieces.append(self.hidden(part_BQ, keep, **how))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -202,9 +209,19 @@ class _Layer(CacheLayerMixin):
 
 
 def top(logits_MV: Tensor) -> tuple[Tensor, ...]:
-    """The most likely token of each row; -1 if a logit is NaN."""
-    top_M1 = logits_MV.argmax(dim=-1, keepdim=True)  # NaN counts as the largest
-    return (top_M1.masked_fill(logits_MV.gather(1, top_M1).isnan(), -1)[:, 0],)
+    """The most likely token of each row, the first of equals; -1 if a logit is NaN."""
+    top_M = argmax(logits_MV)
+    return (top_M.masked_fill(logits_MV.gather(1, top_M[:, None])[:, 0].isnan(), -1),)
+
+
+def argmax(logits_MV: Tensor) -> Tensor:
+    """`argmax(dim=1)` (NaN is the largest). On a CPU through the maxima of blocks: torch vectorizes amax, not argmax."""
+    rows, vocabulary = logits_MV.shape
+    if logits_MV.device.type != "cpu" or vocabulary % _BLOCK:
+        return logits_MV.argmax(dim=1)
+    blocks_MKL = logits_MV.float().view(rows, vocabulary // _BLOCK, _BLOCK)
+    block_M = blocks_MKL.amax(dim=2).argmax(dim=1)
+    return block_M * _BLOCK + blocks_MKL[torch.arange(rows), block_M].argmax(dim=1)
 
 
 def is_plain(model: PreTrainedModel) -> bool:

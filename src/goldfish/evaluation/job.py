@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
-from goldfish.data.tokenizer import encode
+from goldfish.data.tokenizer import encode, separator_id
 from goldfish.evaluation.engine import Subject, processes
-from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.extraction import Extraction, Setting
+from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
+from goldfish.evaluation.similarity import Similarity
+from goldfish.evaluation.summary import SPLITS
+from goldfish.evaluation.utility import harness, mauve
 from goldfish.masks import KeepAll, Mask
 from goldfish.runs.record import RunDirectory, write_atomically
 from goldfish.training.trainer import Strategy
@@ -35,6 +40,13 @@ class EvaluationJob:
         model_folder: str | None = None,
         documents: str | None = None,
         out: str | None = None,
+        similarity: Similarity | None = None,
+        perplexity: str | None = None,
+        mauve: bool = False,
+        tasks: list[str] | None = None,
+        task_folder: str | None = None,
+        task_shots: int | None = None,
+        task_limit: int | None = None,
     ) -> None:
         if (run is None) == (model_folder is None):
             raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE out=FOLDER")
@@ -47,7 +59,23 @@ class EvaluationJob:
                 raise ValueError(f"{key}={path}: no such file or folder")
         if run is not None and not RunDirectory(Path(run)).finished:
             raise ValueError(f"run={run}: no finished run there (no result.json)")
-        self.evaluation = evaluation
+        if perplexity == "validation" and run is None:
+            raise ValueError(
+                "perplexity=validation: that is a run's validation text; give run=RUN_DIR, or a documents file"
+            )
+        if perplexity not in (None, "validation") and not Path(perplexity or "").exists():
+            raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
+        if mauve and similarity is None:
+            raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
+        for name, wanted, package in (("mauve", mauve, "mauve"), ("tasks", tasks, "lm_eval")):
+            if wanted and find_spec(package) is None:
+                raise ValueError(
+                    f'{name}: needs packages that are not installed; type: pip install "goldfish[benchmarks]"'
+                )
+        self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
+        self.tasks: dict[str, Any] | None = None
+        if tasks:
+            self.tasks = dict(tasks=tasks, task_folder=task_folder, shots=task_shots, limit=task_limit)
         self.accelerator = str(strategy.arguments["accelerator"])
         self.processes = processes(strategy.arguments["devices"], self.accelerator)
         self.run = None if run is None else Path(run)
@@ -103,10 +131,36 @@ class EvaluationJob:
         model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
         return Subject(model, tokenizer, documents, dict(exposures), mask, text)
 
+    def utility(self, subject: Subject, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """Add to the summary what was asked for: `perplexity`, MAUVE of each setting and split, `tasks`."""
+        if self.perplexity is not None:
+            summary["perplexity"] = self._losses(subject).summary()
+        features = None if self.similarity is None else self.similarity.embed
+        for part in summary["settings"] if self.mauve else []:
+            for split in SPLITS:
+                own = [row for row in rows if row["split"] == split and all(row[k] == part[k] for k in Setting._fields)]
+                if len(own) > 1:
+                    texts = [row["suffix"] for row in own], [row["generated"] for row in own]
+                    part[split]["mauve"] = mauve(*texts, features=features)
+        if self.tasks is not None:
+            summary["tasks"] = harness(self.model, **self.tasks)
+
+    def _losses(self, subject: Subject) -> Losses:
+        size = self.evaluation.batch_size
+        if self.perplexity == "validation":
+            assert self.run is not None
+            data = build(InjectedData, RunDirectory(self.run).config()["data"])
+            stream, tokens = data.prepare().validation, data.validation_tokens
+            return stream_losses(subject.model, stream, data.sequence_length, tokens, subject.tokenizer, size)
+        documents = self._read(Path(str(self.perplexity)), subject.tokenizer)
+        positions = getattr(subject.model.config, "max_position_embeddings", None) or 2048
+        return document_losses(subject.model, documents, separator_id(subject.tokenizer), positions, size)
+
     def _documents(self, tokenizer: Any) -> list[InjectedDocument]:
-        if self.documents is None:
-            return self._own_documents()
-        entries = read_documents(self.documents)
+        return self._own_documents() if self.documents is None else self._read(self.documents, tokenizer)
+
+    def _read(self, path: Path, tokenizer: Any) -> list[InjectedDocument]:
+        entries = read_documents(path)
         ids = encode(tokenizer, [entry.text for entry in entries])
         return [InjectedDocument(e.id, e.split, tokens, e.text) for e, tokens in zip(entries, ids, strict=True)]
 

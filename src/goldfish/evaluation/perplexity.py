@@ -79,8 +79,8 @@ def stream_losses(
 
     `tokens`: read the first so many (None = all); a shorter last row is left out, and the first token of a row is no
     target: the loss is the val/loss of training. With a `tokenizer` bits per byte are known (a character cut by a row's
-    edge counts as in its decoded text; separators have no bytes). Use a model in eval mode. ValueError: a stream shorter than a row,
-    rows longer than the model's positions, a loss that is not finite.
+    edge counts as in its decoded text; separators have no bytes). Use a model in eval mode. ValueError: a stream
+    shorter than a row, rows longer than the model's positions, a loss that is not finite.
     """
     available = len(stream) if tokens is None else min(len(stream), tokens)
     if not 2 <= sequence_length <= available:

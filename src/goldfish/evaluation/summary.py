@@ -17,7 +17,7 @@ SHARES: tuple[str, ...] = (
     *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
     *("rep_16", "rep_32", "rep_128", "training_overlap"),
 )
-OTHERS = ("longest_prefix", "log_p_z")
+OTHERS = ("longest_prefix", "log_p_z", "cosine", "bert_precision", "bert_recall", "bert_f1")
 SPLITS = ("injected", "never_seen")
 
 

@@ -90,45 +90,49 @@ class _Both(torch.optim.Optimizer):
         self._share_groups()
 
 
-class WarmupCosine:
+class _WarmupDecay:
+    """Linear warm-up over a share `warmup` of the steps, then what `_left` says of the learning rate."""
+
+    def __init__(self, warmup: float, floor: float) -> None:
+        _share(warmup=warmup, floor=floor)
+        self.warmup, self.floor = warmup, floor
+
+    def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+        """Return the schedule of a run of `steps` optimizer steps."""
+        warm = self.warmup * steps
+
+        def factor(step: int) -> float:
+            done = max(0.0, (step - warm) / max(1.0, steps - warm))
+            return min(1.0, (step + 1) / max(1.0, warm)) * self._left(done)
+
+        return LambdaLR(optimizer, factor)
+
+    def _left(self, done: float) -> float:
+        """Share of the learning rate after a share `done` of the steps after the warm-up."""
+        raise NotImplementedError
+
+
+class WarmupCosine(_WarmupDecay):
     """Linear warm-up over a share `warmup` of the steps, then a cosine down to `floor` x the learning rate.
 
     The paper: 1000 of 9536 steps, from 4e-4 to 4e-5: warmup 0.105, floor 0.1.
     """
 
     def __init__(self, warmup: float = 0.1, floor: float = 0.1) -> None:
-        _share(warmup=warmup, floor=floor)
-        self.warmup, self.floor = warmup, floor
+        super().__init__(warmup, floor)
 
-    def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-        """Return the schedule of a run of `steps` optimizer steps."""
-        warm = self.warmup * steps
-
-        def factor(step: int) -> float:
-            done = max(0.0, (step - warm) / max(1.0, steps - warm))
-            return min(1.0, (step + 1) / max(1.0, warm)) * (
-                self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
-            )
-
-        return LambdaLR(optimizer, factor)
+    def _left(self, done: float) -> float:
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class WarmupLinear:
+class WarmupLinear(_WarmupDecay):
     """Linear warm-up over a share `warmup` of the steps, then a straight line down to `floor` x the learning rate."""
 
     def __init__(self, warmup: float = 0.05, floor: float = 0.05) -> None:
-        _share(warmup=warmup, floor=floor)
-        self.warmup, self.floor = warmup, floor
+        super().__init__(warmup, floor)
 
-    def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-        """Return the schedule of a run of `steps` optimizer steps."""
-        warm = self.warmup * steps
-
-        def factor(step: int) -> float:
-            done = max(0.0, (step - warm) / max(1.0, steps - warm))
-            return min(1.0, (step + 1) / max(1.0, warm)) * (1 - (1 - self.floor) * done)
-
-        return LambdaLR(optimizer, factor)
+    def _left(self, done: float) -> float:
+        return 1 - (1 - self.floor) * done
 
 
 class Constant:

@@ -1,0 +1,148 @@
+"""What a model is still good for: benchmarks, and how natural the text is that it makes. Loss: perplexity.py."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HARNESS = "pip install lm-eval==0.4.13 'accelerate>=1.10'"
+MAUVE = "pip install mauve-text==0.4.0"
+FEW = 50  # texts below which MAUVE says little
+RESAMPLES = 1000  # of the harness, for metrics whose standard error has no formula
+
+Features = Callable[[Sequence[str]], np.ndarray]
+
+
+def harness(
+    model_folder: str | Path,
+    tasks: Sequence[str],
+    task_folder: str | Path | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Run tasks of lm-evaluation-harness on a Hugging Face causal-LM folder; plain numbers by task or group.
+
+    `tasks`: names or patterns (`mmlu_*`), of the harness or of YAML files in `task_folder`; or the path of a YAML file.
+    `shots`: examples in the prompt (None = as the task says), `limit`: the first so many questions of each task (None =
+    all). Each task gives `samples` and, for every metric, its value and `<metric>_stderr` (None where the harness knows
+    none); a filter other than "none" stands in the name: `exact_match,strict-match`.
+
+    Prompts begin as the model's tokenizer begins them: that of our runs puts no separator in front. Data that is not on
+    this machine is downloaded by the harness, unless HF_HUB_OFFLINE=1. Call it in one process only; the caller's random
+    state does not change. ValueError: lm-eval is not installed; no such folder, task or data.
+    """
+    if find_spec("lm_eval") is None:
+        raise ValueError(f"benchmarks need the package lm-eval; type: {HARNESS}")
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if not (Path(model_folder) / "config.json").is_file():
+        raise ValueError(f"model_folder={str(model_folder)!r}: no Hugging Face model there (no config.json)")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    manager, names = _tasks(tasks, task_folder)
+    # Loaded here and not by the harness: it would ask the hub, and join a process group that Lightning has opened.
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    with isolate_rng():
+        try:
+            found = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
+                tasks=names,
+                num_fewshot=shots,
+                limit=limit,
+                task_manager=manager,
+                log_samples=False,
+                bootstrap_iters=RESAMPLES,
+            )
+        except OSError as error:  # also what datasets and the hub raise
+            raise ValueError(f"tasks={list(tasks)}: a file or data set of theirs could not be read: {error}") from error
+    if found is None:
+        raise ValueError("the harness gives its results to the process with LOCAL_RANK=0: call it there only")
+    return {name: _plain(row) for name, row in {**found["results"], **found.get("groups", {})}.items()}
+
+
+def _tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[Any, list[str]]:
+    """The harness's task manager, and the names that patterns stand for."""
+    from lm_eval.tasks import TaskManager
+
+    if not tasks or isinstance(tasks, str):
+        raise ValueError(f"tasks={tasks!r}: wanted a list of names, for example [arc_easy, hellaswag]")
+    if task_folder is not None and not Path(task_folder).is_dir():
+        raise ValueError(f"task_folder={str(task_folder)!r}: no such folder; give one with the YAML files of tasks")
+    own = None if task_folder is None else str(task_folder)
+    manager = TaskManager(include_path=own, include_defaults=False)
+    alone = {*manager.all_subtasks, *(task for task in tasks if Path(task).is_file())}
+    if not alone.issuperset(tasks):
+        manager = TaskManager(include_path=own)  # reads the thousands of files of the harness
+    names: list[str] = []
+    for task in tasks:
+        matching = [task] if task in alone else manager.match_tasks([task])
+        if not matching:
+            close = ", ".join(get_close_matches(task, manager.all_tasks))
+            hint = f"did you mean: {close}" if close else "`lm-eval ls tasks` lists those of the harness"
+            raise ValueError(f"tasks: there is no task {task!r}; {hint}")
+        names += matching
+    return manager, list(dict.fromkeys(names))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {"samples": row.get("sample_len")}
+    for name, value in row.items():
+        metric, comma, choice = name.partition(",")
+        if comma:
+            key = metric if choice == "none" else name
+            found[key] = float(value) if isinstance(value, int | float) else None
+    return found
+
+
+def mauve(
+    true_texts: Sequence[str], made_texts: Sequence[str], features: Features | None = None, seed: int = 25
+) -> dict[str, Any]:
+    """MAUVE of true and made texts (Pillutla et al., arXiv 2102.01454) by mauve-text 0.4.0 with its default settings.
+
+    `features`: texts to embeddings (N, D); None = `Similarity().embed`. These are NOT the GPT-2-large features of the
+    MAUVE paper and the goldfish paper, so the numbers compare models evaluated here with one another, not with
+    published ones. `mauve`: 0 to 1, larger is closer; `mauve_star`: with smoothed histograms; `frontier_integral` (and
+    `_star`): 0 to 1, smaller is closer. `buckets`: clusters of the features, a tenth of the smaller sample. `warnings`:
+    sentences on what these numbers cannot tell. ValueError: mauve-text is not installed, a sample has fewer than 2
+    texts, or all texts have the same features.
+    """
+    if find_spec("mauve") is None:
+        raise ValueError(f"mauve needs the package mauve-text; type: {MAUVE}")
+    fewest = min(len(true_texts), len(made_texts))
+    if fewest < 2:
+        raise ValueError(f"{len(true_texts)} true and {len(made_texts)} made texts: wanted at least 2 of each")
+    if features is None:
+        from goldfish.evaluation.similarity import Similarity
+
+        features = Similarity().embed
+    true_ND, made_ND = np.asarray(features(true_texts)), np.asarray(features(made_texts))
+    if not np.ptp(np.concatenate([true_ND, made_ND]), axis=0).max() > 1e-6:
+        raise ValueError(
+            "all true and made texts have the same features (or features that are NaN): nothing can be compared"
+        )
+    from mauve import compute_mauve  # here: it brings scikit-learn and faiss
+
+    found = compute_mauve(p_features=true_ND, q_features=made_ND, seed=seed)
+    warnings = []
+    if fewest < FEW:
+        warnings.append(
+            f"mauve: {fewest} texts in the smaller sample; below {FEW} it moves with every text (its paper has 5000 of "
+            "each, the goldfish paper 500)"
+        )
+    names = ("mauve", "mauve_star", "frontier_integral", "frontier_integral_star")
+    numbers = {name: float(getattr(found, name)) for name in names}
+    if np.array_equal(found.p_hist, found.q_hist):  # of which mauve-text makes 0.75 where it sorts equal points badly
+        numbers |= {"mauve": 1.0, "mauve_star": 1.0}
+    return numbers | {"buckets": found.num_buckets, "warnings": warnings}
