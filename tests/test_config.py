@@ -1,10 +1,12 @@
 """Composition and the check of every key and value, in one process."""
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from goldfish.config import ConfigError, build, home
 from goldfish.data.corpus import Factbook, Mixture
+from goldfish.evaluation.similarity import Similarity
 from goldfish.masks import Hashed, KeepAll
 from goldfish.run import Job
 from goldfish.runs.record import identity, label, run_dir_of
@@ -27,7 +29,8 @@ def test_groups_are_chosen_by_name(composed):
 
 
 GROUPS = sorted(
-    {str(file.parent.relative_to(home() / "conf")) for file in (home() / "conf").rglob("*.yaml")} - {".", "data"}
+    {str(file.parent.relative_to(home() / "conf")) for file in (home() / "conf").rglob("*.yaml")}
+    - {".", "data", "similarity"}  # similarity belongs to goldfish-eval
 )
 
 
@@ -40,6 +43,16 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         except ConfigError as error:
             needs = ("no value yet; type", "is not installed; type: pip install", "exposures do not fit")
             assert all(any(need in problem for need in needs) for problem in error.problems), (option, error)
+
+
+def test_the_options_of_the_evaluation_build_or_say_what_they_need():
+    for option in sorted((home() / "conf" / "similarity").glob("*.yaml")):
+        settings = yaml.safe_load(option.read_text())
+        assert settings.pop("_target_") == "goldfish.evaluation.similarity.Similarity"
+        try:
+            build(Similarity, settings)
+        except ConfigError as error:
+            assert "type: pip install" in str(error)
 
 
 def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(composed):

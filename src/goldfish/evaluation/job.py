@@ -23,7 +23,7 @@ from goldfish.evaluation.extraction import Extraction, Setting
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
-from goldfish.evaluation.utility import harness, mauve
+from goldfish.evaluation.utility import find_tasks, harness, mauve
 from goldfish.masks import KeepAll, Mask
 from goldfish.runs.record import RunDirectory, write_atomically
 from goldfish.training.trainer import Strategy
@@ -49,11 +49,9 @@ class EvaluationJob:
         task_limit: int | None = None,
     ) -> None:
         if (run is None) == (model_folder is None):
-            raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE out=FOLDER")
-        if model_folder is not None and (documents is None or out is None):
-            raise ValueError(
-                "model=FOLDER also needs documents=FILE (what to extract) and out=FOLDER (where results go)"
-            )
+            raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
+        if model_folder is not None and documents is None:
+            raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
         for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
             if path is not None and not Path(path).exists():
                 raise ValueError(f"{key}={path}: no such file or folder")
@@ -67,11 +65,16 @@ class EvaluationJob:
             raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
         if mauve and similarity is None:
             raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
-        for name, wanted, package in (("mauve", mauve, "mauve"), ("tasks", tasks, "lm_eval")):
+        for name, wanted, package, extra in (
+            ("mauve", mauve, "mauve", "mauve"),
+            ("tasks", tasks, "lm_eval", "benchmarks"),
+        ):
             if wanted and find_spec(package) is None:
                 raise ValueError(
-                    f'{name}: needs packages that are not installed; type: pip install "goldfish[benchmarks]"'
+                    f'{name}: needs a package that is not installed; type: pip install "goldfish[{extra}]"'
                 )
+        if tasks:
+            find_tasks(tasks, task_folder)  # a mistyped name is told before the extraction
         self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
         self.tasks: dict[str, Any] | None = None
         if tasks:
@@ -81,7 +84,8 @@ class EvaluationJob:
         self.run = None if run is None else Path(run)
         self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
         self.documents = None if documents is None else Path(documents)
-        self.out = Path(out) if out is not None else self.run / "evaluations" / _name(evaluation)  # type: ignore[operator]
+        folder = Path("logs", "evaluations", self.model.name) if self.run is None else self.run / "evaluations"
+        self.out = Path(out) if out is not None else folder / _name(evaluation)
 
     def claim(self, config: dict[str, Any]) -> bool:
         """Freeze the configuration in `out`; True if an unfinished evaluation is continued there.
@@ -153,8 +157,10 @@ class EvaluationJob:
             stream, tokens = data.prepare().validation, data.validation_tokens
             return stream_losses(subject.model, stream, data.sequence_length, tokens, subject.tokenizer, size)
         documents = self._read(Path(str(self.perplexity)), subject.tokenizer)
-        positions = getattr(subject.model.config, "max_position_embeddings", None) or 2048
-        return document_losses(subject.model, documents, separator_id(subject.tokenizer), positions, size)
+        length = getattr(subject.model.config, "max_position_embeddings", None) or 2048
+        if self.run is not None:  # rows as in training
+            length = RunDirectory(self.run).config()["data"]["sequence_length"]
+        return document_losses(subject.model, documents, separator_id(subject.tokenizer), length, size)
 
     def _documents(self, tokenizer: Any) -> list[InjectedDocument]:
         return self._own_documents() if self.documents is None else self._read(self.documents, tokenizer)

@@ -49,7 +49,7 @@ def harness(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    manager, names = _tasks(tasks, task_folder)
+    manager, names = find_tasks(tasks, task_folder)
     # Loaded here and not by the harness: it would ask the hub, and join a process group that Lightning has opened.
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
@@ -72,8 +72,8 @@ def harness(
     return {name: _plain(row) for name, row in {**found["results"], **found.get("groups", {})}.items()}
 
 
-def _tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[Any, list[str]]:
-    """The harness's task manager, and the names that patterns stand for."""
+def find_tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[Any, list[str]]:
+    """The harness's task manager, and the names that patterns stand for; ValueError if there is no such task."""
     from lm_eval.tasks import TaskManager
 
     if not tasks or isinstance(tasks, str):
