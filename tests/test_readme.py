@@ -11,10 +11,11 @@ from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-# Every goldfish-train is made tiny; make's targets are tested by typing them (make -n), the quickstart by its command.
+# Every goldfish-train and goldfish-data is made tiny; make's targets are tested by typing them (make -n), the quickstart by its command.
 PRELUDE = """
 set -e
 goldfish-train() { command goldfish-train "$@" $TINY; }
+goldfish-data() { command goldfish-data "$@" $TINY; }
 make() { command make -n -C "$ROOT" "$@" > /dev/null; if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi; }
 """
 

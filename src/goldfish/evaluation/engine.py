@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.data.packing import InjectedDocument
@@ -26,7 +25,7 @@ from goldfish.evaluation.metrics import training_overlap
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
 from goldfish.masks import Mask
-from goldfish.runs.record import RunDirectory
+from goldfish.runs.record import RunDirectory, read_rows
 
 PART = 256  # documents
 
@@ -91,7 +90,7 @@ def work(
     for part in mine:
         kept = None if folder is None else folder / f"{part.name}.parquet"
         if kept is not None and kept.exists():
-            made = parquet.read_table(kept).to_pylist()
+            made = read_rows(kept)
         else:
             made = _do(subject, extraction, part, lambda more, before=done: tell(before + more, total))  # type: ignore[misc]
             if folder is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pyarrow import parquet
+
+from goldfish.runs.record import read_rows
 
 _METRICS = ("exact_match", "rouge_l", "longest_prefix")
 _NUMBER = (int, float, type(None))  # null: not measured in this run
@@ -109,14 +110,9 @@ def _read(folder: Path, problems: list[str]) -> Run:
         result,
         load("config.yaml", yaml.safe_load, {}),
         load("environment.json", json.loads, _ENVIRONMENT),
-        _main_setting(load("extraction.parquet", _table_rows, _DOCUMENT)),
+        _main_setting(load("extraction.parquet", lambda content: read_rows(io.BytesIO(content)), _DOCUMENT)),
         load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
     )
-
-
-def _table_rows(content: bytes) -> list[Any]:
-    rows: list[Any] = parquet.read_table(io.BytesIO(content)).to_pylist()
-    return rows
 
 
 def _main_setting(rows: list[dict[str, Any]] | None) -> Any:

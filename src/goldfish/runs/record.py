@@ -1,12 +1,13 @@
 """The run directory's contract: what a run leaves on disk, when, and under which name.
 
-config.yaml       frozen before anything runs          environment.json  command, commit, versions, hardware
-progress.json     how far it is, twice a second        job.log           what the job's process printed
-checkpoints/      last.ckpt, to resume from            metrics.csv       what was logged, by step
-exposures.csv     what was seen when, which fate       extraction.parquet  what was extracted, a row a document
-membership.parquet  scores of membership inference     summary.json      intervals, membership, divergence
-data.json         what was read, removed, overlapped   edits.jsonl       how near-duplicates were edited
-model/            Hugging Face folder, safetensors     result.json       written LAST: its presence means "finished"
+config.yaml        frozen before anything runs          environment.json  command, commit, versions, hardware
+progress.json      how far it is, twice a second        job.log           what the job's process printed
+checkpoints/       last.ckpt, to resume from            metrics.csv       what was logged, by step
+exposures.csv      what was seen when, with its fate    edits.jsonl       how near-duplicates were edited
+data.json          what was read, removed, overlapped   documents.jsonl   injected and never-seen documents
+extraction.parquet   what was extracted, a row each     membership.parquet  scores of membership inference
+summary.json       means, intervals, membership         model/            Hugging Face folder, safetensors
+result.json        written LAST: its presence means "finished"
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -72,6 +73,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_rows(file: Path | BinaryIO) -> list[dict[str, Any]]:
+    """The rows of a Parquet file as plain values.
+
+    Read without pyarrow's threads: one of them left at Python's end aborted 3 of 120 processes (pyarrow 26).
+    """
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, pre_buffer=False).to_pylist()
+    return rows
 
 
 class RunDirectory:

@@ -123,7 +123,7 @@ class Parquet(_Rows):
             with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
                 self._check_columns(file.schema_arrow.names, str(path))
                 if not check_only:
-                    yield from file.iter_batches(batch_size=256, columns=self.columns)
+                    yield from file.iter_batches(batch_size=256, columns=self.columns, use_threads=False)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
 
