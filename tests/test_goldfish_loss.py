@@ -320,6 +320,7 @@ def one_of_two(rank: int, directory: str) -> None:
         found[kind] = loss, parameters(getattr(model, "module", model), "grad")
     if rank == 0:
         torch.save(found, f"{directory}/found.pt")
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
 
 
