@@ -53,7 +53,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow import ArrowException, parquet
 
     try:
-        table: Any = datasets.load_from_disk(str(path)) if path.is_dir() else parquet.ParquetFile(path, pre_buffer=False)
+        table: Any = (
+            datasets.load_from_disk(str(path)) if path.is_dir() else parquet.ParquetFile(path, pre_buffer=False)
+        )
     except (OSError, ArrowException) as error:
         kind = "a folder that datasets.save_to_disk wrote" if path.is_dir() else "a Parquet file"
         raise ValueError(f"{path}: not {kind}: {error}") from error
@@ -62,7 +64,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     columns = table.column_names if path.is_dir() else table.schema_arrow.names
     if missing := {"id", "text"} - set(columns):
         raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; its columns are {', '.join(columns)}")
-    rows = table if path.is_dir() else (row for batch in table.iter_batches(use_threads=False) for row in batch.to_pylist())
+    rows = (
+        table
+        if path.is_dir()
+        else (row for batch in table.iter_batches(use_threads=False) for row in batch.to_pylist())
+    )
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
 
