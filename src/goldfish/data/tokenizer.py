@@ -1,6 +1,5 @@
 """Text to token ids: a BPE trained on the background text, or any Hugging Face tokenizer by path."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,6 +9,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from goldfish.data.corpus import Document
+from goldfish.data.corpus.base import sha256_of
 
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
@@ -76,12 +76,9 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """A hash of the folder's tokenizer files."""
-        digest = hashlib.sha256()
-        for path in (
-            sorted(self.path.glob("*token*")) + sorted(self.path.glob("*.model")) + sorted(self.path.glob("vocab*"))
-        ):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        return f"pretrained-{digest.hexdigest()}"
+        names = ("*token*", "*.model", "vocab*")
+        files = [path for name in names for path in sorted(self.path.glob(name))]
+        return f"pretrained-{sha256_of((path.name, path) for path in files)}"
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:

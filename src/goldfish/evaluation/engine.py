@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def finish(
             row |= {name: values[index].item() for name, values in found.items()}
     if subject.training_text and extraction.training_overlap:
         for setting in extraction.settings:
-            own = [row for row in rows if all(row[key] == value for key, value in setting._asdict().items())]
+            own = setting.rows(rows)
             shares = training_overlap(np.array([row["generated_ids"] for row in own]), subject.training_text)
             for row, share in zip(own, shares.tolist(), strict=True):
                 row["training_overlap"] = share
@@ -173,11 +174,7 @@ def _membership(subject: Subject, extraction: Extraction, documents: Sequence[In
     lower = _read(model, tokenizer, encode(tokenizer, [text.lower() for text in texts]), size)
     other = None
     if extraction.reference is not None:
-        reference: Any = AutoModelForCausalLM.from_pretrained(
-            extraction.reference, use_safetensors=True, local_files_only=True
-        )
-        reference = reference.to(model.device).eval()
-        other_tokenizer = AutoTokenizer.from_pretrained(extraction.reference, local_files_only=True)
+        reference, other_tokenizer = _reference(extraction.reference, model.device)
         other = _read(reference, other_tokenizer, encode(other_tokenizer, texts), size)
     rows = []
     for index, (document, text) in enumerate(zip(documents, texts, strict=True)):
@@ -193,6 +190,12 @@ def _membership(subject: Subject, extraction: Extraction, documents: Sequence[In
         exposures = subject.exposures.get(document.id, 0)
         rows.append({"document": document.id, "split": document.split, "exposures": exposures, **found})
     return rows
+
+
+@lru_cache(maxsize=1)  # every part of an evaluation reads with it
+def _reference(folder: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _read(

@@ -36,6 +36,10 @@ class Setting(NamedTuple):
         """Tokens a document must have."""
         return self.offset + self.prefix_tokens + self.suffix_tokens
 
+    def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of an evaluation's rows that this setting made."""
+        return [row for row in rows if all(row[key] == value for key, value in self._asdict().items())]
+
 
 class Extraction:
     """How documents are extracted. Of five keys a list is a sweep: every combination is tried in one call, and the first of
@@ -231,5 +235,5 @@ def forced_matches(model: PreTrainedModel, ids_NT: Tensor, suffix_tokens: int, b
 
     A greedy continuation equals the suffix exactly if and only if its whole row is True, so one forward pass decides it.
     """
-    found = forced(model, ids_NT, ids_NT.shape[1] - suffix_tokens, batch_size)
+    found = forced(model, ids_NT, ids_NT.shape[1] - suffix_tokens, batch_size, guess_only=True)
     return found.guess_NS == ids_NT[:, -suffix_tokens:]

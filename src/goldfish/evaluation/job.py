@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
 from goldfish.evaluation.engine import Subject, processes
-from goldfish.evaluation.extraction import Extraction, Setting
+from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
@@ -130,7 +131,7 @@ class EvaluationJob:
                 exposures.update(row["document"] for row in csv.DictReader(file))
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
-                text = [build(InjectedData, config["data"]).prepare().background, *injected]
+                text = [self._data.prepare().background, *injected]
         cuda = self.accelerator != "cpu" and torch.cuda.is_available()
         model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
         return Subject(model, tokenizer, documents, dict(exposures), mask, text)
@@ -140,22 +141,27 @@ class EvaluationJob:
         if self.perplexity is not None:
             summary["perplexity"] = self._losses(subject).summary()
         features = None if self.similarity is None else self.similarity.embed
-        for part in summary["settings"] if self.mauve else []:
+        for setting, part in zip(self.evaluation.settings, summary["settings"], strict=True) if self.mauve else []:
             for split in SPLITS:
-                own = [row for row in rows if row["split"] == split and all(row[k] == part[k] for k in Setting._fields)]
+                own = [row for row in setting.rows(rows) if row["split"] == split]
                 if len(own) > 1:
                     texts = [row["suffix"] for row in own], [row["generated"] for row in own]
                     part[split]["mauve"] = mauve(*texts, features=features)
         if self.tasks is not None:
             summary["tasks"] = harness(self.model, **self.tasks)
 
+    @cached_property
+    def _data(self) -> InjectedData:
+        """The run's data; finding them in the cache reads the whole corpus."""
+        assert self.run is not None
+        return build(InjectedData, RunDirectory(self.run).config()["data"])
+
     def _losses(self, subject: Subject) -> Losses:
         size = self.evaluation.batch_size
         if self.perplexity == "validation":
-            assert self.run is not None
-            data = build(InjectedData, RunDirectory(self.run).config()["data"])
-            stream, tokens = data.prepare().validation, data.validation_tokens
-            return stream_losses(subject.model, stream, data.sequence_length, tokens, subject.tokenizer, size)
+            stream, length = self._data.prepare().validation, self._data.sequence_length
+            tokens = self._data.validation_tokens
+            return stream_losses(subject.model, stream, length, tokens, subject.tokenizer, size)
         documents = self._read(Path(str(self.perplexity)), subject.tokenizer)
         length = getattr(subject.model.config, "max_position_embeddings", None) or 2048
         if self.run is not None:  # rows as in training

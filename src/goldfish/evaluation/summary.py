@@ -68,9 +68,7 @@ def whole(
     """The summary of an evaluation: `settings`, in their order, and `membership`."""
     parts = []
     for setting, short in zip(extraction.settings, too_short, strict=True):
-        values = setting._asdict()
-        own = [row for row in rows if all(row[key] == value for key, value in values.items())]
-        parts.append(of_setting(own, setting, short))
+        parts.append(of_setting(setting.rows(rows), setting, short))
     return {"settings": parts, "membership": of_membership(members)}
 
 

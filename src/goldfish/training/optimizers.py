@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, as settings that become torch objects once the model exists."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +91,7 @@ class _Both(torch.optim.Optimizer):
         self._share_groups()
 
 
-class _WarmupDecay:
+class _WarmupDecay(ABC):
     """Linear warm-up over a share `warmup` of the steps, then what `_left` says of the learning rate."""
 
     def __init__(self, warmup: float, floor: float) -> None:
@@ -107,9 +108,9 @@ class _WarmupDecay:
 
         return LambdaLR(optimizer, factor)
 
+    @abstractmethod
     def _left(self, done: float) -> float:
         """Share of the learning rate after a share `done` of the steps after the warm-up."""
-        raise NotImplementedError
 
 
 class WarmupCosine(_WarmupDecay):
