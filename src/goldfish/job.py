@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from goldfish.runs.record import NO_SPACE, RunDirectory
+from goldfish.runs.record import NO_SPACE, RunDirectory, is_first_process
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
-    _die_with_parent()
+    _die_with_parent(is_first=is_first_process())
     record.report(state="starting")
     from goldfish.config import ConfigError
     from goldfish.run import run  # after the signal handlers: torch takes seconds to import
@@ -47,11 +47,23 @@ def main() -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
-            record.report(state="failed", error=message)
+            if record.progress().get("state") != "failed":  # the first process to fail is the cause; others lost a peer
+                record.report(state="failed", error=_in_words(error))
         return NO_SPACE if _is_disk_full(error, record.path) else 1
     return 0
+
+
+def _in_words(error: Exception) -> str:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
+        return (
+            f"out of memory: {error}\nMake a forward pass smaller: trainer.micro_batch_size=1 (the numbers stay the same); keep "
+            "fewer activations: strategy.activation_checkpointing=true; spread the weights over more devices: strategy=fsdp2. "
+            "goldfish-train dry_run=true ... estimates what each needs"
+        )
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _is_disk_full(error: BaseException | None, path: Path) -> bool:
@@ -63,10 +75,13 @@ def _is_disk_full(error: BaseException | None, path: Path) -> bool:
     return shutil.disk_usage(path).free < 1 << 16
 
 
-def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM if goldfish-train is killed, so that no job is left running alone (Linux only)."""
+def _die_with_parent(is_first: bool) -> None:
+    """Have the kernel send a signal if the parent dies, so that no job is left running alone (Linux only).
+
+    The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM if is_first else signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from goldfish.config import build
+from goldfish.config import ConfigError, build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
 from goldfish.evaluation.engine import Subject, finish, work
@@ -21,9 +21,11 @@ from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, StopOnSignal
+from goldfish.training.checkpoints import as_file, damage, newest
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import GoldfishModule, Objective, OptimizerSource, ScheduleSource
-from goldfish.training.trainer import Strategy, TrainerSettings
+from goldfish.training.strategies import Strategy, whole_weights
+from goldfish.training.trainer import TrainerSettings
 
 
 class Job:
@@ -64,6 +66,16 @@ class Job:
             raise ValueError(
                 f"data.sequence_length={data.sequence_length}: the model reads at most {model.max_length} tokens"
             )
+        shares = strategy.data_parallel
+        if shares and data.batch_size % shares:
+            raise ValueError(
+                f"data.batch_size={data.batch_size}: the devices take {shares} equal shares of it; type "
+                f"data.batch_size={-(-data.batch_size // shares) * shares} or change strategy.devices"
+            )
+        if strategy.shards and not optimizer.takes_shards:
+            raise ValueError(
+                "optimizer: works on whole matrices, and this strategy shards them; type optimizer=adamw, or strategy=ddp"
+            )
         mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
@@ -78,6 +90,8 @@ def run(
     started = time.perf_counter()
     record = RunDirectory(run_dir)
     job = build(Job, config)
+    if (reason := job.strategy.refuse()) is not None:
+        raise ConfigError([reason])
     pl.seed_everything(job.seed, workers=True, verbose=False)
     say = lambda message, **numbers: record.report(state=message, **numbers)  # noqa: E731
 
@@ -98,6 +112,7 @@ def run(
         micro_batch_size=job.trainer.micro_batch_size,
         clip=job.trainer.clip,
         log_every=job.trainer.log_every,
+        strategy=job.strategy,
     )
     ledger = Ledger()
     callbacks = [
@@ -113,11 +128,10 @@ def run(
         ),
     ]
     trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
-    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job.ckpt, record), weights_only=True)
+    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record), weights_only=True)
     seconds_training = time.perf_counter() - started - seconds_preparing
-    say("validating")
-    trainer.validate(module, datamodule=job.data, verbose=False)
     exposures = ledger.gather(trainer)
+    weights = whole_weights(model) if job.strategy.shards else None
     if not trainer.is_global_zero:
         return
 
@@ -126,6 +140,10 @@ def run(
     seen = {documents[index].id: 0 for index in range(len(prepared.of_split("injected")))}
     for exposure in exposures:
         seen[documents[exposure.document].id] += 1
+    if weights is not None:
+        model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
+        model.load_state_dict(weights)
+        cast(torch.nn.Module, model).to(module.device)
     model.eval()
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
     subject = Subject(model, prepared.tokenizer, documents, seen, job.mask, [prepared.background, *trained_on])
@@ -169,7 +187,7 @@ def run(
             "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
             "control": not job.data.injection.repeats_D.any(),
             "parameters": count_parameters(model),
-            "metrics": {**flat(summary["settings"][0]), "val_loss": trainer.callback_metrics["val/loss"].item()},
+            "metrics": {**flat(summary["settings"][0]), "val_loss": module.val_loss},
             "tokens": {
                 "input": steps * job.data.batch_size * job.data.sequence_length,
                 "supervised": int(module.supervised_tokens),
@@ -198,9 +216,14 @@ def _proof(plan: Plan, rows: int, exposures: list[Exposure]) -> dict[str, int]:
     }
 
 
-def _checkpoint(ckpt: str | None, record: RunDirectory) -> Path | None:
-    if ckpt == "last":
-        return record.checkpoint if record.checkpoint.exists() else None
-    if ckpt is not None and not Path(ckpt).is_file():
-        raise ValueError(f"ckpt={ckpt!r}: no such file; type ckpt=last, ckpt=null, or the path of a checkpoint")
-    return None if ckpt is None else Path(ckpt)
+def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
+    """What to continue from: the run's newest good checkpoint, or the one that `ckpt` names; None for a fresh start."""
+    if job.ckpt == "last":
+        path = newest(record.checkpoint, say=lambda warning: record.report(state=warning))
+    elif job.ckpt is None:
+        path = None
+    elif (reason := damage(path := Path(job.ckpt))) is not None:
+        raise ValueError(f"ckpt={job.ckpt!r}: {reason}; type ckpt=last, ckpt=null, or the path of another checkpoint")
+    if path is not None and path.is_dir() and not job.strategy.shards:
+        return as_file(path, record.checkpoint.with_stem("whole"))
+    return path

@@ -15,39 +15,18 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import do, job, ledger, losses, result, weights
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
 from goldfish.masks import Hashed
-from goldfish.run import _proof, run
+from goldfish.run import _proof
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Exposure, Interrupted
-from goldfish.training.trainer import WholeCheckpoints
-
-
-def ledger(run_dir):
-    with (run_dir / "exposures.csv").open() as file:
-        return [
-            (row["document"], int(row["step"]), int(row["row"]), int(row["offset"])) for row in csv.DictReader(file)
-        ]
-
-
-def weights(run_dir):
-    return load_file(run_dir / "model" / "model.safetensors")
-
-
-def result(run_dir):
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def do(config, run_dir, **options):
-    RunDirectory(run_dir).claim(config)
-    run(config, run_dir, "command", **options)
-    return run_dir
+from goldfish.training.checkpoints import WholeCheckpoints
 
 
 def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
@@ -108,13 +87,6 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
     assert steps(whole) == steps(parts)
 
 
-def job(run_dir):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "goldfish.job", str(run_dir)], env=environment, start_new_session=True
-    )
-
-
 def kill_after(step, run_dir):
     """Start the job and kill -9 all of its processes once it has trained on `step` steps and has a checkpoint."""
     process, deadline = job(run_dir), time.time() + 180
@@ -149,11 +121,6 @@ def test_a_run_killed_twice_has_the_ledger_losses_and_weights_of_an_uninterrupte
     assert result(whole)["exposures"] == {"planned": 60, "seen": 60, "missing": 0, "extra": 0}
     assert losses(whole) == losses(killed) and len(losses(whole)) == 200
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(killed).values(), strict=True))
-
-
-def losses(run_dir):
-    with (run_dir / "metrics.csv").open() as file:
-        return [(row["step"], row["train/loss_all"]) for row in csv.DictReader(file) if row["train/loss_all"]]
 
 
 def test_a_run_continues_on_another_number_of_ranks_with_the_same_batches(tiny, tmp_path):

@@ -161,23 +161,34 @@ class InjectedData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One batch a step and device; after a resume it starts at the step that comes next, so no row is seen twice."""
-        trainer = self.trainer
-        rank, world, done = (trainer.global_rank, trainer.world_size, trainer.global_step) if trainer else (0, 1, 0)
-        if self.batch_size % world:
-            raise ValueError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
+        rank, shares = shares_of(self.trainer)
+        done = self.trainer.global_step if self.trainer else 0
+        if self.batch_size % shares:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} must be a multiple of the {shares} shares of the devices"
+            )
         return DataLoader(
             self.rows(),
             collate_fn=_as_it_is,
-            batch_sampler=_Steps(self.steps, self.batch_size, rank, world, first_step=done),
+            batch_sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
         """Unmasked validation rows, split over the devices."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, shares = shares_of(self.trainer)
         rows = validation_rows(self.prepared.validation, self.sequence_length, self.validation_tokens)
-        return DataLoader(TensorDataset(rows[rank::world]), batch_size=max(1, 4096 // self.sequence_length))
+        return DataLoader(TensorDataset(rows[rank::shares]), batch_size=max(1, 4096 // self.sequence_length))
+
+
+def shares_of(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """Which share of a step's rows this process reads, and of how many; tensor-parallel processes read the same one."""
+    if trainer is None or trainer.world_size == 1:
+        return 0, 1
+    dealt = trainer.distributed_sampler_kwargs
+    assert dealt is not None
+    return dealt["rank"], dealt["num_replicas"]
 
 
 class TrainingRows(Dataset[dict[str, Tensor]]):

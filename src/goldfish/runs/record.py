@@ -61,6 +61,11 @@ def run_dir_of(config: dict[str, Any]) -> Path:
     return study / f"{label(config)}-{identity(config)}"
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that train together (as Lightning, torchrun or SLURM number them)."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -131,7 +136,9 @@ class RunDirectory:
         return config
 
     def report(self, **progress: Any) -> None:
-        """Tell whoever watches how far the run is."""
+        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails."""
+        if not is_first_process() and progress["state"] != "failed":
+            return
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
     def progress(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from goldfish.data.datamodule import shares_of
 from goldfish.data.packing import Prepared
 from goldfish.evaluation.extraction import Extraction, forced_matches
 
 
 class Exposure(NamedTuple):
-    """A document was trained on: at `step` on `rank`, in the run's row `row`, `length` tokens from token `offset` on.
+    """A document was trained on: at `step` by the share `rank` of the devices, in the run's row `row`, `length` tokens from token `offset` on.
 
     `dropped`: bit t of `np.unpackbits` is 1 if the mask dropped the document's token t as a target.
     """
@@ -49,7 +52,7 @@ class Ledger(pl.Callback):
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Record the batch's exposures; steps count from 0."""
-        step, rank = trainer.global_step - 1, trainer.global_rank
+        step, (rank, _) = trainer.global_step - 1, shares_of(trainer)
         found = batch["document"].cpu() >= 0
         if not found.any():
             return
@@ -67,9 +70,8 @@ class Ledger(pl.Callback):
         if trainer.world_size > 1:
             fresh = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(fresh, self._fresh)
-        self.records += sorted(
-            (record for part in fresh for record in part), key=lambda record: (record.step, record.row)
-        )
+        once = {record for part in fresh for record in part}  # tensor-parallel processes have the same ones
+        self.records += sorted(once, key=lambda record: (record.step, record.row))
         self._fresh = []
         return self.records
 
@@ -143,7 +145,7 @@ class Memorization(pl.Callback):
         module.eval()
         metrics = {}
         for prefix, ids_NT in self.ids.items():
-            right_NS = forced_matches(module.model, ids_NT, self.suffix_tokens)
+            right_NS = module.run(forced_matches, ids_NT, self.suffix_tokens)
             metrics[f"memorization/{prefix}exact_match"] = right_NS.all(dim=1).float().mean().item()
             metrics[f"memorization/{prefix}token_accuracy"] = right_NS.float().mean().item()
         module.train()
@@ -155,6 +157,12 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self, requested: Callable[[], bool], path: str) -> None:
         self.requested, self.path = requested, path
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Undo Lightning's own SIGTERM handler: it starts a broadcast wherever a process happens to be, which hangs."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save and raise `Interrupted` on all devices if one of them was asked to stop."""

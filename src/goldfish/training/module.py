@@ -6,19 +6,31 @@ Shapes: B rows of the step on this device, T tokens of a row.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import LlamaForCausalLM
 
+from goldfish.data.datamodule import shares_of
 from goldfish.masks import Mask
-from goldfish.objectives.next_token import kept_loss, target_count
+from goldfish.objectives.next_token import NextToken, kept_loss, target_count
+from goldfish.training.strategies import Strategy, clip_gradients
 
 Objective = Callable[[LlamaForCausalLM, Tensor, Tensor], Tensor]
-OptimizerSource = Callable[[torch.nn.Module], torch.optim.Optimizer]
+
+
+class OptimizerSource(Protocol):
+    """Makes the optimizer of a model. `takes_shards`: whether it can work on parts of matrices."""
+
+    takes_shards: bool
+
+    def __call__(self, model: torch.nn.Module) -> torch.optim.Optimizer: ...
+
+
 ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
 
 
@@ -45,9 +57,11 @@ class GoldfishModule(pl.LightningModule):
         micro_batch_size: int | None = None,
         clip: float | None = 1.0,
         log_every: int = 10,
+        strategy: Strategy | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self._strategy, self._is_sharded = strategy or Strategy(), False
         self.model, self.mask, self.objective = model, mask, objective
         self._optimizer, self._schedule, self._steps = optimizer, schedule, steps
         self.separator_id, self.micro_batch_size, self.clip, self.log_every = (
@@ -61,7 +75,14 @@ class GoldfishModule(pl.LightningModule):
         self.last_loss = float("nan")
         self.kept: Tensor  # keep_BT of the last step, which the ledger records
         self._validation = torch.zeros(2, dtype=torch.float64)
+        self.val_loss, self._validated = float("nan"), -1
         self._clock = (0, 0.0)
+
+    def configure_model(self) -> None:
+        """Let the strategy change the model; Lightning calls it once the processes know of each other."""
+        if not self._is_sharded:
+            self._strategy.shard(self, self.model, self.device_mesh if self._strategy.meshes else None)
+            self._is_sharded = True
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule over the whole run's steps."""
@@ -78,30 +99,16 @@ class GoldfishModule(pl.LightningModule):
             zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True)
         )
 
-        sums = torch.zeros(
-            4, dtype=torch.float64, device=self.device
-        )  # loss and number of kept, then of dropped targets
-        for index, (ids_BT, keep_mBT) in enumerate(micro_batches):
-            hidden: list[Tensor] = []
-            hook = (
-                self.model.model.register_forward_hook(lambda _m, _i, out, to=hidden: to.append(out[0]))
-                if logs
-                else None
-            )
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss and number of kept, of dropped targets
+        for index, (ids_mBT, keep_mBT) in enumerate(micro_batches):
             with self._gradient_sync(last=index == len(micro_batches) - 1):
-                loss = self.objective(self.model, ids_BT, keep_mBT)
-                # DDP averages gradients over devices, so each device's share is scaled back up to a sum.
-                self.manual_backward(loss * (self.trainer.world_size / count.clamp(min=1)))
-            sums[0] += loss.detach()
-            sums[1] += target_count(keep_mBT)
-            if hook is not None:
-                hook.remove()
-                with torch.no_grad():  # the forward pass is shared: only the head runs again, on dropped targets
-                    sums[2] += kept_loss(hidden[0].detach(), self.model.lm_head.weight, ids_BT, ~keep_mBT)
-                sums[3] += target_count(~keep_mBT)
+                loss, dropped = self.run(self._losses, ids_mBT, keep_mBT, logs)
+                # Gradients are averaged over the shares, so each share's is scaled back up to a sum.
+                self.manual_backward(loss * (shares_of(self.trainer)[1] / count.clamp(min=1)))
+            sums += torch.stack([loss.detach(), target_count(keep_mBT), dropped, target_count(~keep_mBT)])
 
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            clip_gradients(cast(torch.nn.Module, self.trainer.strategy.model), self.clip)
         optimizer.step()
         optimizer.zero_grad()
         schedule: Any = self.lr_schedulers()
@@ -109,6 +116,26 @@ class GoldfishModule(pl.LightningModule):
         self.supervised_tokens += count
         if logs:
             self._log_training(self._global_sum(sums), batch["ids"].numel())
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(model, *arguments)`. Strategies that shard the weights gather them around it: see `run`."""
+        return function(self.model, *arguments)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(model, *arguments)` with whole weights, whatever the strategy; all processes must call it."""
+        wrapped = self.trainer.strategy.model
+        return (wrapped if isinstance(wrapped, FullyShardedDataParallel) else self)(function, *arguments)
+
+    def _losses(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool) -> tuple[Tensor, Tensor]:
+        """The objective and, if `logs`, the loss sum of dropped targets: only the head runs again for it."""
+        if not logs:
+            return self.objective(model, ids_BT, keep_BT), torch.zeros((), device=ids_BT.device)
+        hidden: list[Tensor] = []
+        hook = model.model.register_forward_hook(lambda _m, _i, out: hidden.append(out[0].detach()))
+        loss = self.objective(model, ids_BT, keep_BT)
+        hook.remove()
+        with torch.no_grad():
+            return loss, kept_loss(hidden[0], model.lm_head.weight, ids_BT, ~keep_BT)
 
     def _log_training(self, sums: Tensor, tokens: int) -> None:
         kept, kept_count, dropped, dropped_count = sums.tolist()
@@ -123,7 +150,7 @@ class GoldfishModule(pl.LightningModule):
             metrics["train/loss_dropped"] = dropped / dropped_count
         if self._clock[1]:
             metrics["train/tokens_per_s"] = (
-                tokens * self.trainer.world_size * (step - self._clock[0]) / (now - self._clock[1])
+                tokens * shares_of(self.trainer)[1] * (step - self._clock[0]) / (now - self._clock[1])
             )
         self._clock = (step, now)
         self.log_now(metrics)
@@ -137,20 +164,34 @@ class GoldfishModule(pl.LightningModule):
         """Add up the loss of ALL targets."""
         (ids_BT,) = batch
         keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        hidden_BTD = self.model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        loss = kept_loss(hidden_BTD, self.model.lm_head.weight, ids_BT, keep_BT)
+        loss = self.run(NextToken(), ids_BT, keep_BT)
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss: the mean over all targets of all devices, in nats."""
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
-        self.log("val/loss", loss / count, logger=False)  # for trainer.validate and for callbacks that watch it
-        self.log_now({"val/loss": loss / count})
+        self.val_loss, self._validated = loss / count, self.global_step
+        self.log_now({"val/loss": self.val_loss})
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
 
+    def on_train_end(self) -> None:
+        """Validate after the last step, unless that was just done."""
+        if self._validated == self.global_step:
+            return
+        self.eval()
+        with torch.no_grad():
+            for index, (ids_BT,) in enumerate(self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
+                self.validation_step([ids_BT.to(self.device)], index)
+        self.on_validation_epoch_end()
+
     def _global_sum(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value, reduce_op="sum") if self.trainer.world_size > 1 else value
+        """The sum over the shares of the step's rows."""
+        strategy = self.trainer.strategy
+        if shares_of(self.trainer)[1] == 1:
+            return value
+        group = strategy.device_mesh["data_parallel"].get_group() if hasattr(strategy, "device_mesh") else None
+        return strategy.reduce(value, group, reduce_op="sum")
 
     def _gradient_sync(self, last: bool) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)

@@ -16,16 +16,20 @@ class AdamW:
     Weight decay is applied to matrices only.
     """
 
+    takes_shards = True
+
     def __init__(self, lr: float = 4e-4, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> None:
         _positive(lr=lr)
         self.lr, self.betas, self.weight_decay = lr, (beta1, beta2), weight_decay
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the model's trained parameters."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # By name: a shard of a matrix may have one dimension.
+        is_vector = lambda name: "norm" in name or name.endswith(".bias")  # noqa: E731
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         groups = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for name, p in trained if not is_vector(name)], "weight_decay": self.weight_decay},
+            {"params": [p for name, p in trained if is_vector(name)], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
 
@@ -36,6 +40,8 @@ class Muon:
     Learns a text in far fewer steps than AdamW at these sizes. `lr`: of Muon; `adamw_lr`: of the rest;
     `newton_schulz_steps`: iterations that orthogonalise an update.
     """
+
+    takes_shards = False  # the update of a matrix needs all of it
 
     def __init__(
         self,

@@ -1,35 +1,13 @@
-"""Settings of the training loop and of the devices it runs on, as they become a Lightning Trainer."""
+"""Settings of the training loop, as they become a Lightning Trainer."""
 
 import inspect
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-
-class Strategy:
-    """Which devices train, and how they work together.
-
-    `accelerator`: "auto", "cpu" or "gpu"; `devices`: processes a machine (or "auto"); `num_nodes`: machines;
-    `strategy`: a Lightning strategy's name; `precision`: Lightning's name, for example "32-true" or "bf16-mixed".
-    """
-
-    def __init__(
-        self,
-        accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-        devices: int | Literal["auto"] = 1,
-        num_nodes: int = 1,
-        strategy: str = "auto",
-        precision: Literal["32-true", "bf16-true", "bf16-mixed"] = "32-true",
-    ) -> None:
-        for name, value in (("devices", devices), ("num_nodes", num_nodes)):
-            if value != "auto" and int(value) < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        self.arguments: dict[str, Any] = dict(
-            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
-        )
+from goldfish.training.checkpoints import WholeCheckpoints
+from goldfish.training.strategies import Strategy
 
 
 class TrainerSettings:
@@ -38,6 +16,7 @@ class TrainerSettings:
     `max_steps`: stop earlier than the data's last batch (None = train on all of it). `micro_batch_size`: rows of one
     forward pass on a device (None = all of its share); smaller ones accumulate gradients. `clip`: largest gradient norm
     (None = none; the paper: 1.0). `log_every`, `validate_every`, `memorization_every`, `checkpoint_every`: steps between.
+    `async_checkpoints`: go on training while a checkpoint is written (one copy of it more in memory).
     `deterministic`: refuse operations that do not repeat bit for bit. `options`: any other argument of
     lightning.pytorch.Trainer.
     """
@@ -51,6 +30,7 @@ class TrainerSettings:
         validate_every: int = 100,
         memorization_every: int = 50,
         checkpoint_every: int = 100,
+        async_checkpoints: bool = False,
         deterministic: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -92,7 +72,8 @@ class TrainerSettings:
                 )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
-        self.checkpoint_every, self.deterministic, self.options = checkpoint_every, deterministic, options or {}
+        self.checkpoint_every, self.async_checkpoints = checkpoint_every, async_checkpoints
+        self.deterministic, self.options = deterministic, options or {}
 
     def steps(self, available: int) -> int:
         """Optimizer steps of the run: all of the data's, or `max_steps` of them."""
@@ -113,20 +94,6 @@ class TrainerSettings:
             default_root_dir=run_dir,
             deterministic=self.deterministic,
         )
-        arguments |= strategy.arguments | self.options
-        return pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[WholeCheckpoints()])
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and then takes its place: a kill or a full disk never costs both."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        arguments |= strategy.arguments() | self.options
+        checkpoints = AsyncCheckpointIO(WholeCheckpoints()) if self.async_checkpoints else WholeCheckpoints()
+        return pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])

@@ -1,0 +1,245 @@
+"""Which devices train, and how they share the work: one class a strategy.
+
+A strategy becomes arguments of lightning.pytorch.Trainer; one that shards the model also says how (`shard`).
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import LlamaForCausalLM
+
+from goldfish.training.checkpoints import whole_folder
+
+Precision = Literal["32-true", "bf16-true", "bf16-mixed"]
+PARALLEL_LAYERS = {
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ColwiseParallel),
+    **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), RowwiseParallel),
+}  # fmt: skip
+
+
+class Strategy:
+    """One device, or a copy of the model on each of several (`strategy: ddp`).
+
+    `accelerator`: "auto", "cpu" or "gpu"; `devices`: processes a machine (or "auto": all GPUs); `num_nodes`: machines;
+    `strategy`: "auto" or "ddp"; `precision`: Lightning's name; `activation_checkpointing`: keep only the input of each
+    layer and compute the rest again in the backward pass (about 30 % slower, far less memory); `compile`: torch.compile
+    each layer (on a CPU half a minute and more before the first step).
+    """
+
+    whole_checkpoints = True  # one file that any other strategy continues from
+    meshes = False  # whether it needs Lightning's device mesh
+    shards = False  # whether a device holds only a part of the weights
+
+    def __init__(
+        self,
+        accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+        devices: int | Literal["auto"] = 1,
+        num_nodes: int = 1,
+        strategy: Literal["auto", "ddp"] = "auto",
+        precision: Precision = "32-true",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        for name, value in (("devices", devices), ("num_nodes", num_nodes)):
+            if value != "auto" and int(value) < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if accelerator == "cpu" and devices == "auto":
+            raise ValueError("devices='auto': counts GPUs; on a CPU say how many processes, for example devices=2")
+        if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
+            raise ValueError(f"devices={devices}, num_nodes={num_nodes}: several need strategy=ddp, fsdp2 or another")
+        self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
+        self.strategy, self.precision = strategy, precision
+        self.activation_checkpointing, self.compile = activation_checkpointing, compile
+
+    @property
+    def processes(self) -> int | None:
+        """How many processes train; None if that depends on the machine."""
+        return None if self.devices == "auto" else self.devices * self.num_nodes
+
+    @property
+    def data_parallel(self) -> int | None:
+        """In how many shares the rows of a step are dealt; None if that depends on the machine."""
+        return self.processes
+
+    def refuse(self) -> str | None:
+        """What keeps this machine from running the strategy, and what to type instead; None if nothing does."""
+        found = torch.cuda.device_count()
+        wanted = 1 if self.devices == "auto" else self.devices
+        if self.accelerator == "gpu" and found < wanted:
+            return (
+                f"strategy.devices={self.devices}: this machine has {found or 'no'} GPU{'s' * (found != 1)}; type "
+                + (f"strategy.devices={found}, or " if found else "")
+                + f"strategy={'single' if wanted == 1 else 'ddp_cpu'}"
+            )
+        return None
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of lightning.pytorch.Trainer; call it in the process that trains."""
+        return dict(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.lightning(),
+            precision=self.precision,
+        )
+
+    def lightning(self) -> Any:
+        """The Lightning strategy, or its name."""
+        return self.strategy
+
+    def shard(self, module: nn.Module, model: LlamaForCausalLM, mesh: DeviceMesh | None) -> None:
+        """Change the model, part of `module`, as the strategy wants it; called once, on its device."""
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.compile:
+            for layer in model.model.layers:
+                layer.compile()
+
+
+class _Sharded(Strategy):
+    """Several devices, each with a part of the weights, gradients and optimizer state."""
+
+    shards = True
+
+    def __init__(
+        self,
+        accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
+        devices: int | Literal["auto"] = "auto",
+        num_nodes: int = 1,
+        precision: Precision = "32-true",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        checkpoints: Literal["whole", "sharded"] = "whole",
+    ) -> None:
+        super().__init__(accelerator, devices, num_nodes, "ddp", precision, activation_checkpointing, compile)
+        self.whole_checkpoints = checkpoints == "whole"
+
+
+class FSDP2(_Sharded):
+    """Weights in shards over the devices (FSDP2), the layers' matrices also in parts over `tensor_parallel` of them.
+
+    The rows of a step are dealt to processes / tensor_parallel shares. Embedding, head and norms are not cut by tensor
+    parallelism. `checkpoints`: "whole" (one file, any strategy continues from it) or "sharded" (a folder, each process
+    writes its part). Works on GPUs (NCCL) and CPU processes (gloo).
+    """
+
+    meshes = True
+
+    def __init__(
+        self,
+        accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
+        devices: int | Literal["auto"] = "auto",
+        num_nodes: int = 1,
+        precision: Precision = "32-true",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        checkpoints: Literal["whole", "sharded"] = "whole",
+        tensor_parallel: int = 1,
+    ) -> None:
+        super().__init__(accelerator, devices, num_nodes, precision, activation_checkpointing, compile, checkpoints)
+        self.tensor_parallel = tensor_parallel
+        if tensor_parallel < 1 or (self.processes or tensor_parallel) % tensor_parallel:
+            raise ValueError(f"tensor_parallel={tensor_parallel}: must divide the {self.processes} processes")
+
+    @property
+    def data_parallel(self) -> int | None:
+        return None if self.processes is None else self.processes // self.tensor_parallel
+
+    def lightning(self) -> Any:
+        processes = self.processes or torch.cuda.device_count() * self.num_nodes
+        if processes % self.tensor_parallel:
+            raise ValueError(f"strategy.tensor_parallel={self.tensor_parallel}: must divide the {processes} GPUs")
+        return _ModelParallel(
+            processes // self.tensor_parallel,
+            self.tensor_parallel,
+            save_distributed_checkpoint=not self.whole_checkpoints,
+        )
+
+    def shard(self, module: nn.Module, model: LlamaForCausalLM, mesh: DeviceMesh | None) -> None:
+        assert mesh is not None
+        config, parts = model.config, self.tensor_parallel
+        super().shard(module, model, mesh)
+        if parts > 1:
+            for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+                if getattr(config, name) % parts:
+                    raise ValueError(f"strategy.tensor_parallel={parts}: must divide {name}={getattr(config, name)}")
+            for layer in model.model.layers:
+                parallelize_module(
+                    layer, mesh["tensor_parallel"], {name: how() for name, how in PARALLEL_LAYERS.items()}
+                )
+        how: dict[str, Any] = dict(mesh=mesh["data_parallel"])
+        if self.precision == "bf16-mixed":
+            how |= dict(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+        for layer in model.model.layers:
+            fully_shard(layer, **how)
+        fully_shard(module, **how)
+
+
+class _ModelParallel(ModelParallelStrategy):
+    """Writes a sharded checkpoint beside the one before, and then takes its place."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class FSDP(_Sharded):
+    """Weights in shards over the GPUs, by the first version of FSDP; new work should take fsdp2."""
+
+    def lightning(self) -> Any:
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+        return _FSDP1(
+            auto_wrap_policy={LlamaDecoderLayer}, state_dict_type="full" if self.whole_checkpoints else "sharded"
+        )
+
+
+class _FSDP1(FSDPStrategy):
+    """Runs the training step outside FSDP's forward, because the step has a backward pass for every micro-batch."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.validation_step(*args, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if self._state_dict_type == "full":
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> None:
+    """Scale all gradients so that their common norm is at most `largest`, also where they lie in shards."""
+    if isinstance(model, FullyShardedDataParallel):
+        model.clip_grad_norm_(largest)
+        return
+    by_mesh: dict[Any, list[nn.Parameter]] = {}  # torch adds norms only of gradients that lie on the same devices
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            by_mesh.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in by_mesh.values()]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    for group in by_mesh.values():
+        nn.utils.clip_grads_with_norm_(group, largest, norm)
+
+
+def whole_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Tensor] = get_model_state_dict(model, options=options)
+    return weights

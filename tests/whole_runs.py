@@ -1,0 +1,46 @@
+"""What tests of whole runs share: do one, and read what it left."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+from safetensors.torch import load_file
+
+from goldfish.run import run
+from goldfish.runs.record import RunDirectory
+
+
+def ledger(run_dir):
+    with (run_dir / "exposures.csv").open() as file:
+        return [
+            (row["document"], int(row["step"]), int(row["row"]), int(row["offset"])) for row in csv.DictReader(file)
+        ]
+
+
+def weights(run_dir):
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def result(run_dir):
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def do(config, run_dir, **options):
+    RunDirectory(run_dir).claim(config)
+    run(config, run_dir, "command", **options)
+    return run_dir
+
+
+def job(run_dir):
+    """The process of a run, started."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "goldfish.job", str(run_dir)], env=environment, start_new_session=True
+    )
+
+
+def losses(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return [(row["step"], row["train/loss_all"]) for row in csv.DictReader(file) if row["train/loss_all"]]
