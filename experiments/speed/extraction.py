@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--suffixes", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--bfloat16", action="store_true", help="time the model in bfloat16 instead of float32")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -160,6 +161,7 @@ def main() -> None:
         half_NT = torch.stack([learned_NT, unknown_NT], dim=1).flatten(0, 1)[:DOCUMENTS]
         texts = {"memorized": learned_NT, "half": half_NT, "unknown": unknown_NT}
         model = memorize(learned_NT, start)
+        model = model.to(torch.bfloat16) if arguments.bfloat16 else model
         for text, ids_NT in texts.items():
             rows += [
                 row | dict(threads=arguments.threads) for row in measure(model, text, ids_NT, start, arguments.repeats)
@@ -168,7 +170,8 @@ def main() -> None:
         differing += [ties(model, text, ids_NT, start) for text, ids_NT in texts.items()]
         differing.append(untrained_ties(learned_NT[:, :start], tokens))
     write(rows, arguments.out)
-    write(differing, arguments.out.with_stem(arguments.out.stem + "_ties"))
+    if not arguments.bfloat16:
+        write(differing, arguments.out.with_stem(arguments.out.stem + "_ties"))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.summary import flat
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
+from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, StopOnSignal
 from goldfish.training.checkpoints import as_file, damage, newest
 from goldfish.training.loggers import Loggers, merged_metrics
-from goldfish.training.module import GoldfishModule, Objective, OptimizerSource, ScheduleSource
+from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy, whole_weights
 from goldfish.training.trainer import TrainerSettings
 

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from goldfish.masks import Hashed, KeepAll
 from goldfish.model import LlamaFromConfig
-from goldfish.objectives import NextToken
+from goldfish.objectives import NextToken, Objective, Weighted
 from goldfish.objectives.next_token import target_count
 from goldfish.training.module import GoldfishModule
-from goldfish.training.optimizers import Constant
+from goldfish.training.optimizers import Constant, WarmupLinear
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def test_nothing_kept_gives_zero_and_finite_gradients(model):
     assert loss == 0 and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def trained(model, ids, mask, micro_batch_size, logger=False):
+def trained(model, ids, mask, micro_batch_size, logger=False, objective=None):
     """The model after one real Trainer step of plain SGD, and how many targets it counted."""
     module = GoldfishModule(
         copy.deepcopy(model),
         mask,
-        NextToken(),
+        objective or NextToken(),
         optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=1.0),
         schedule=Constant(),
         separator_id=0,
@@ -110,3 +110,56 @@ def test_the_logged_losses_over_kept_dropped_and_all_tokens_are_those_of_full_lo
         (logged,) = logger.experiment.metrics or [pd.read_csv(Path(logger.log_dir) / "metrics.csv").iloc[0]]
         for name, targets in (("kept", keep), ("dropped", ~keep), ("all", torch.ones_like(keep))):
             assert logged[f"train/loss_{name}"] == pytest.approx(oracle(model, ids, targets).item(), rel=1e-5)
+
+
+class Halved(Objective):
+    """Even token ids count double, by weights that are known only after the fact."""
+
+    weighted = True
+
+    def __call__(self, model, ids_BT, keep_BT):
+        logits = model(ids_BT).logits[:, :-1]
+        losses = F.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
+        weight = (2.0 - ids_BT[:, 1:] % 2).flatten() * keep_BT[:, 1:].flatten()
+        return Weighted((losses * weight).sum(), weight.sum())
+
+
+def test_weights_are_divided_by_their_sum_over_the_whole_batch_whatever_the_micro_batches(model):
+    ids, mask, reference = uneven_rows(), Hashed(k=3, h=2), copy.deepcopy(model)
+    loss, weight = Halved()(reference, ids, mask(ids))
+    (loss / weight).backward()
+    for size in (None, 1, 3):
+        module = trained(model, ids, mask, size, objective=Halved())
+        for after, before in zip(module.model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(after, before - before.grad, rtol=1e-5, atol=1e-6)
+
+
+class Twice(NextToken):
+    """Next-token prediction in two stages."""
+
+    def __init__(self):
+        self.seen = []
+
+    def stages(self, steps):
+        return [steps - 2, 2]
+
+    def __call__(self, *arguments):
+        self.seen.append(self.stage)
+        return super().__call__(*arguments)
+
+
+def test_each_stage_begins_with_a_fresh_optimizer_and_schedule(model):
+    objective, module = Twice(), None
+    make = lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)  # noqa: E731
+    module = GoldfishModule(
+        copy.deepcopy(model), Hashed(3, 2), objective, make, WarmupLinear(warmup=0, floor=0), separator_id=0, steps=5
+    )
+    rates = []
+    module.on_train_batch_start = lambda *_: rates.append(module._learning_rate())
+    rows = [{"ids": row, "visit": torch.tensor(i)} for i, row in enumerate(uneven_rows()[:5])]
+    trainer = pl.Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, DataLoader(rows, batch_size=1))
+    assert objective.seen == [0, 0, 0, 1, 1]
+    assert rates == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3, 1e-3, 5e-4])
+    steps = {int(state["step"]) for state in trainer.optimizers[0].state.values()}
+    assert steps == {2}, "the optimizer's state is as old as the second stage"

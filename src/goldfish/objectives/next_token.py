@@ -4,11 +4,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from goldfish.linear_loss import goldfish_loss, target_count
+from goldfish.objectives.base import Objective
 
 __all__ = ["NextToken", "kept_loss", "target_count"]
 
 
-class NextToken:
+class NextToken(Objective):
     """The SUM of -log p(x_t | x_<t) over kept targets. Dividing by the global batch's count happens once, outside."""
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:

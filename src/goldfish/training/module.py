@@ -4,23 +4,24 @@ Shapes: B rows of the step on this device, T tokens of a row.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 from transformers import LlamaForCausalLM
 
 from goldfish.data.datamodule import shares_of
 from goldfish.masks import Mask
+from goldfish.objectives import Objective, Weighted
 from goldfish.objectives.next_token import NextToken, kept_loss, target_count
 from goldfish.training.strategies import Strategy, clip_gradients
-
-Objective = Callable[[LlamaForCausalLM, Tensor, Tensor], Tensor]
 
 
 class OptimizerSource(Protocol):
@@ -63,7 +64,9 @@ class GoldfishModule(pl.LightningModule):
         self.automatic_optimization = False
         self._strategy, self._is_sharded = strategy or Strategy(), False
         self.model, self.mask, self.objective = model, mask, objective
-        self._optimizer, self._schedule, self._steps = optimizer, schedule, steps
+        self._optimizer, self._schedule = optimizer, schedule
+        self._stages = objective.stages(steps)
+        self._starts = [0, *accumulate(self._stages[:-1])]
         self.separator_id, self.micro_batch_size, self.clip, self.log_every = (
             separator_id,
             micro_batch_size,
@@ -85,28 +88,39 @@ class GoldfishModule(pl.LightningModule):
             self._is_sharded = True
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule over the whole run's steps."""
+        """The optimizer, and a schedule over the steps of each stage."""
         optimizer = self._optimizer(self.model)
-        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, self._steps)}
+        schedules: list[Any] = [self._schedule(optimizer, steps) for steps in self._stages]
+        whole = schedules[0] if len(schedules) == 1 else SequentialLR(optimizer, schedules, self._starts[1:])
+        return {"optimizer": optimizer, "lr_scheduler": whole}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
+        self.objective.stage = bisect_right(self._starts, self.global_step) - 1
+        if self.global_step in self._starts[1:]:
+            optimizer.optimizer.state.clear()
         self.kept = keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
-        count = self._global_sum(target_count(keep_BT))
+        count = self._global_sum(self.objective.count(keep_BT))
         logs = (self.global_step + 1) % self.log_every == 0
         micro_batches = list(
             zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True)
         )
 
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss and number of kept, of dropped targets
+        # Sum of the objective, of its weights (0: it has none); loss and number of kept, of dropped targets.
+        sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         for index, (ids_mBT, keep_mBT) in enumerate(micro_batches):
             with self._gradient_sync(last=index == len(micro_batches) - 1):
-                loss, dropped = self.run(self._losses, ids_mBT, keep_mBT, logs)
+                loss, others = self.run(self._losses, ids_mBT, keep_mBT, logs)
                 # Gradients are averaged over the shares, so each share's is scaled back up to a sum.
                 self.manual_backward(loss * (shares_of(self.trainer)[1] / count.clamp(min=1)))
-            sums += torch.stack([loss.detach(), target_count(keep_mBT), dropped, target_count(~keep_mBT)])
+            sums += torch.stack([loss.detach(), *others])
 
+        if self.objective.weighted:  # so far divided by the number of targets; their weights are known only now
+            weight = self._global_sum(sums[1]).clamp(min=1e-12)
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_((count / weight).item())
         if self.clip is not None:
             clip_gradients(cast(torch.nn.Module, self.trainer.strategy.model), self.clip)
         optimizer.step()
@@ -115,7 +129,7 @@ class GoldfishModule(pl.LightningModule):
         schedule.step()
         self.supervised_tokens += count
         if logs:
-            self._log_training(self._global_sum(sums), batch["ids"].numel())
+            self._log_training(self._global_sum(sums), count, batch["ids"].numel())
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)`. Strategies that shard the weights gather them around it: see `run`."""
@@ -126,24 +140,39 @@ class GoldfishModule(pl.LightningModule):
         wrapped = self.trainer.strategy.model
         return (wrapped if isinstance(wrapped, FullyShardedDataParallel) else self)(function, *arguments)
 
-    def _losses(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool) -> tuple[Tensor, Tensor]:
-        """The objective and, if `logs`, the loss sum of dropped targets: only the head runs again for it."""
-        if not logs:
-            return self.objective(model, ids_BT, keep_BT), torch.zeros((), device=ids_BT.device)
+    def _losses(
+        self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The objective, and beside it what training_step sums: plain cross entropies only if `logs`."""
+        nothing = torch.zeros((), device=ids_BT.device)
         hidden: list[Tensor] = []
         hook = model.model.register_forward_hook(lambda _m, _i, out: hidden.append(out[0].detach()))
-        loss = self.objective(model, ids_BT, keep_BT)
+        found = self.objective(model, ids_BT, keep_BT)
         hook.remove()
+        loss, weight = found if isinstance(found, Weighted) else (found, nothing)
+        if not logs:
+            return loss, [weight, *4 * [nothing]]
         with torch.no_grad():
-            return loss, kept_loss(hidden[0], model.lm_head.weight, ids_BT, ~keep_BT)
+            if not isinstance(self.objective, NextToken):
+                hidden = [model.model(input_ids=ids_BT, use_cache=False).last_hidden_state]
+            others = [weight]
+            for keep in (keep_BT, ~keep_BT):  # the trunk's pass is shared: only the head runs again
+                is_known = keep is keep_BT and isinstance(self.objective, NextToken)
+                others += [
+                    loss.detach() if is_known else kept_loss(hidden[0], model.lm_head.weight, ids_BT, keep),
+                    target_count(keep),
+                ]
+        return loss, others
 
-    def _log_training(self, sums: Tensor, tokens: int) -> None:
-        kept, kept_count, dropped, dropped_count = sums.tolist()
+    def _log_training(self, sums: Tensor, count: Tensor, tokens: int) -> None:
+        objective, weight, kept, kept_count, dropped, dropped_count = sums.tolist()
         now, step = time.perf_counter(), self.global_step
         metrics = {
             "train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count),
             "train/lr": self._learning_rate(),
         }
+        if not isinstance(self.objective, NextToken):
+            metrics["train/objective"] = objective / (weight or max(1, int(count)))
         if kept_count:
             metrics["train/loss_kept"] = self.last_loss = kept / kept_count
         if dropped_count:
@@ -177,11 +206,12 @@ class GoldfishModule(pl.LightningModule):
 
     def on_train_end(self) -> None:
         """Validate after the last step, unless that was just done."""
-        if self._validated == self.global_step:
+        loader = self.trainer.val_dataloaders
+        if loader is None or self._validated == self.global_step:
             return
         self.eval()
         with torch.no_grad():
-            for index, (ids_BT,) in enumerate(self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
+            for index, (ids_BT,) in enumerate(loader):
                 self.validation_step([ids_BT.to(self.device)], index)
         self.on_validation_epoch_end()
 
