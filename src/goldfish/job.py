@@ -14,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from goldfish.runs.record import NO_SPACE, RunDirectory, is_first_process
 
@@ -29,16 +30,21 @@ def main() -> int:
             os._exit(130)  # asked twice: now
         requests.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # SLURM announces its end of time by the last
         signal.signal(number, request_stop)
     _die_with_parent(is_first=is_first_process())
     record.report(state="starting")
+    config = record.config()
+    run: Any
+    if "unlearning" in config:
+        from goldfish.unlearning.run import run
+    else:
+        from goldfish.run import run  # after the signal handlers: torch takes seconds to import
     from goldfish.config import ConfigError
-    from goldfish.run import run  # after the signal handlers: torch takes seconds to import
     from goldfish.training.callbacks import Interrupted
 
     try:
-        run(record.config(), record.path, command, stop_requested=lambda: bool(requests))
+        run(config, record.path, command, stop_requested=lambda: bool(requests))
     except Interrupted as stopped:
         record.report(state="interrupted", error=str(stopped))
         return 130

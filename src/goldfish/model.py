@@ -1,4 +1,4 @@
-"""The Llama that is trained: from a configuration, or from a pretrained folder."""
+"""The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 class LlamaSource(Protocol):
-    """Makes the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown."""
+    """Makes the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown.
+
+    `config` is the model's without its weights: nothing is read or allocated but numbers.
+    """
 
     max_length: int | None
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig: ...
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM: ...
 
@@ -20,7 +25,8 @@ class LlamaFromConfig:
     """A Llama with fresh weights.
 
     `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP,
-    `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `max_length`: longest sequence in tokens.
+    `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `norm_eps`: added to the variance in the norms,
+    `max_length`: longest sequence in tokens.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class LlamaFromConfig:
         kv_heads: int | None = None,
         tie_embeddings: bool = True,
         rope_theta: float = 10000.0,
+        norm_eps: float = 1e-6,
         max_length: int = 2048,
     ) -> None:
         if hidden_size % heads:
@@ -47,17 +54,21 @@ class LlamaFromConfig:
             intermediate_size=intermediate_size,
             tie_word_embeddings=tie_embeddings,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            rms_norm_eps=norm_eps,
             max_position_embeddings=max_length,
             attn_implementation="sdpa",
         )
 
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The model's configuration."""
+        ids: dict[str, Any] = dict(bos_token_id=separator_id, eos_token_id=separator_id, pad_token_id=None)
+        return LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
+
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
         """Return the model on the CPU in float32, its weights a function of `seed`."""
-        ids: dict[str, Any] = dict(bos_token_id=separator_id, eos_token_id=separator_id, pad_token_id=None)
-        config = LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LlamaForCausalLM(config)
+            return LlamaForCausalLM(self.config(vocab_size, separator_id))
 
 
 class LlamaFromPretrained:
@@ -77,17 +88,25 @@ class LlamaFromPretrained:
             raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
         self.max_length: int | None = config.get("max_position_embeddings")
 
-    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-        """Return the model on the CPU in float32; ValueError if its vocabulary is too small."""
-        model = LlamaForCausalLM.from_pretrained(
-            self.path, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
-        )
-        if model.config.vocab_size < vocab_size:
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The folder's configuration; ValueError if its vocabulary is too small."""
+        config = LlamaConfig.from_pretrained(self.path, attn_implementation="sdpa", local_files_only=True)
+        if config.vocab_size < vocab_size:
             raise ValueError(
-                f"path={str(self.path)!r}: the model knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}; "
+                f"path={str(self.path)!r}: the model knows {config.vocab_size} tokens, the tokenizer {vocab_size}; "
                 "use the tokenizer that belongs to the model: data/tokenizer=pretrained data.tokenizer.path=..."
             )
-        return model
+        return config
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32, whatever the files' type; ValueError if its vocabulary is too small."""
+        return LlamaForCausalLM.from_pretrained(
+            self.path,
+            config=self.config(vocab_size, separator_id),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:

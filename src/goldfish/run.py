@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from goldfish.config import ConfigError, build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
-from goldfish.evaluation.engine import Subject, finish, work
+from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.summary import flat
 from goldfish.masks import Mask
@@ -22,7 +22,7 @@ from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, StopOnSignal
-from goldfish.training.checkpoints import as_file, damage, newest
+from goldfish.training.checkpoints import as_file, damage, forget_previous, newest
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy, whole_weights
@@ -98,6 +98,7 @@ def run(
 
     prepared = job.data.prepare(say)
     job.data.meet_budget(job.mask)
+    ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
     seconds_preparing = time.perf_counter() - started
     say("building the model")
     model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
@@ -147,7 +148,7 @@ def run(
         cast(torch.nn.Module, model).to(module.device)
     model.eval()
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
-    subject = Subject(model, prepared.tokenizer, documents, seen, job.mask, [prepared.background, *trained_on])
+    subject = Subject(model, prepared.tokenizer, documents, seen, job.mask, [prepared.background, *trained_on], ngrams)
     tell = lambda done, total: say("extracting", done=done, total=total, unit="documents")  # noqa: E731
     rows, members = work(subject, job.evaluation, tell=tell)
 
@@ -173,6 +174,7 @@ def run(
     summary = finish(subject, job.evaluation, rows, members, record)
     record.write_json("summary.json", summary)
     write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
+    forget_previous(record.checkpoint)
     total = time.perf_counter() - started
     record.report(state="finished", step=steps, steps=steps)
     record.write_json(

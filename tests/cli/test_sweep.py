@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY, start
+from hydra.errors import MissingConfigException
 
+from goldfish.cli.errors import exit_with_reason
 from goldfish.cli.sweep import expand
 from goldfish.config import ConfigError
 
@@ -95,6 +97,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_reported(command, study, t
     (tmp_path / "few.jsonl").write_text('{"id": "a", "text": "too short"}')
     done = command("goldfish-train", *study(bad=["data.injection.path=few.jsonl"], good=["mask=none"]))
     assert done.returncode == 1
+    assert done.stdout.index("few.jsonl: document 'a' has") < done.stdout.index("1 of 2 finished"), "told at once"
     assert "few.jsonl: document 'a' has" in done.stdout and "1 of 2 runs did not finish" in done.stdout
     assert [path.parent.name.partition("-")[0] for path in tmp_path.glob("logs/s/*/result.json")] == ["good"]
 
@@ -118,6 +121,23 @@ def test_ctrl_c_in_a_sweep_saves_the_running_jobs_and_the_same_command_finishes(
         time.sleep(0.1)
     done = command("goldfish-train", *options)
     assert done.returncode == 0 and len(list(tmp_path.glob("logs/s/*/result.json"))) == 3, done.stdout + done.stderr
+
+
+def test_runs_of_different_settings_in_one_folder_are_refused(command, tmp_path):
+    done = command("goldfish-train", "-m", *TINY, "mask.k=3,4", "run_dir=here")
+    assert done.returncode == 1 and "run_dir=here: two runs cannot share a folder" in done.stderr
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("submitit_local", "slurm"), ("ray", "ray")])
+def test_a_launcher_that_is_not_installed_says_what_to_install(capsys, launcher, extra):
+    def compose():
+        raise MissingConfigException(f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in ...")
+
+    with pytest.raises(SystemExit):
+        exit_with_reason("goldfish-train", compose)
+    said = f'hydra/launcher={launcher} is not installed; type: pip install "goldfish[{extra}]"'
+    assert said in capsys.readouterr().err
 
 
 def test_a_group_that_holds_nothing_is_an_error(command):

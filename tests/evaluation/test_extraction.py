@@ -187,3 +187,27 @@ def test_a_document_shorter_than_the_main_setting_is_refused_by_id():
     short = InjectedDocument("tiny", "injected", [1, 2, 3], "text")
     with pytest.raises(ValueError, match=r"document 'tiny' has 3 tokens.*prefix_tokens=2.*suffix_tokens=2"):
         Extraction(2, 2).prompts([short], separator_id=0)
+
+
+def test_with_offset_minus_one_the_suffix_is_the_documents_end_whatever_the_prefix(subject):
+    documents = [*subject.documents[:3], InjectedDocument("long", "injected", list(range(1, 31)), "")]
+    rows, _ = work(
+        replace(subject, documents=documents, training_text=()), Extraction([12, 4], 8, -1, membership=False)
+    )
+    by_id = {document.id: document for document in documents}
+    for row in rows:
+        ids = by_id[row["document"]].ids
+        assert row["suffix"] == subject.tokenizer.decode(ids[-8:])
+        assert row["prefix"] == subject.tokenizer.decode(ids[-8 - row["prefix_tokens"] : -8])
+        assert len(row["kept"]) == 8
+    assert [row["prefix_tokens"] for row in rows] == [12] * 4 + [4] * 4
+    with pytest.raises(ValueError, match="offset=-2: must be at least -1"):
+        Extraction(offset=-2)
+
+
+def test_with_offset_minus_one_the_fates_are_those_of_the_documents_end(tokenizer, subject):
+    mask, document = Hashed(k=2, h=3), subject.documents[0]
+    keep = mask(torch.tensor([[0, *document.ids]]), boundary_id=0)[0].tolist()
+    settings = Extraction(4, 6, -1)
+    (row,) = extract(subject.model, tokenizer, 0, {0: document}, {}, settings, settings.main, mask)
+    assert row["kept"] == keep[-6:]

@@ -20,9 +20,11 @@ import yaml
 from rich.console import Console
 
 from goldfish.cli.report import main
-from goldfish.runs import figures
-from goldfish.runs.record import RunDirectory
-from goldfish.runs.report import collect, print_summary, summarize, write_report
+from goldfish.runs import drawings, measures, timeline
+from goldfish.runs.page import compare
+from goldfish.runs.record import RunDirectory, read_rows
+from goldfish.runs.report import collect, evaluations, print_summary, summarize, write_report
+from goldfish.runs.tables import pool, tabulate
 
 HEADER = (
     "run,strategy,k,h,seed,exact_match,rouge_l,control_rouge_l,longest_prefix,never_seen_rouge_l,val_loss,"
@@ -115,6 +117,44 @@ def make_run(
     return folder
 
 
+def interval(mean: float, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def setting(exact: float = 0.2, rouge_l: float = 0.4, **values: Any) -> dict[str, Any]:
+    """Return one of the settings of a summary.json."""
+    split = {
+        "documents": 2,
+        "metrics": {
+            "exact_match": interval(exact, exact - 0.1, exact + 0.1),
+            "rouge_l": interval(rouge_l, rouge_l - 0.1, rouge_l + 0.1),
+            "longest_prefix": interval(3.0, 2.0, 4.0),
+        },
+        "divergence": {"diverged": 10, "share": 0.9, "share_low": 0.8, "share_high": 1.0}
+        | {"chance": 0.25, "chance_low": 0.2, "chance_high": 0.3},
+    }
+    where = {"prefix_tokens": 8, "suffix_tokens": 4, "offset": 0, "edit_rate": 0.0, "decoding": "greedy"}
+    return where | {"too_short": 0, "injected": split, "never_seen": split} | values
+
+
+def measured(folder: Path, auc: float = 0.9, settings: list[dict[str, Any]] | None = None) -> Path:
+    """Add to a run what newer runs leave: summary.json and exposures.csv."""
+    score = {"members": 2, "non_members": 2, "auc": auc, "auc_low": auc - 0.1, "auc_high": 1.0}
+    score |= {"tpr_at_1%": 0.5, "tpr_at_1%_low": 0.2, "tpr_at_1%_high": 0.8}
+    summary = {"settings": settings or [setting()], "membership": {"loss": score, "min_k_10": score}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "exposures.csv").write_text("document,occurrence,step\na,0,0\nb,0,1\na,1,2\n")
+    return folder
+
+
+def make_evaluation(folder: Path, settings: list[dict[str, Any]], **config: Any) -> Path:
+    """Write what goldfish-eval leaves."""
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"settings": settings, "membership": {}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": {"seed": 0}} | config))
+    return folder
+
+
 def make_control(root: Path, **more: Any) -> Path:
     return make_run(root, "control", strategy="none", k=None, control=True, **{"rouge_l": 0.12} | more)
 
@@ -132,6 +172,14 @@ def make_study(root: Path, seeds: int = 1) -> Path:
     return root
 
 
+def make_full(root: Path) -> Path:
+    """Make a study that has everything that a report shows."""
+    make_study(root)
+    for folder in root.glob("study-*"):
+        measured(folder, settings=[setting(prefix_tokens=p) for p in (8, 4)])
+    return root
+
+
 def page(root: Path, out: str = "out") -> str:
     return write_report(collect([root]), root / out, "title").html.read_text(encoding="utf-8")
 
@@ -144,7 +192,7 @@ def warnings_of(root: Path) -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take most of a report's time."""
-    monkeypatch.setattr(figures, "draw", lambda *_: {})
+    monkeypatch.setattr(drawings, "draw", lambda *_: {})
 
 
 # Reading runs
@@ -211,6 +259,7 @@ def test_rows_fall_from_standard_over_hashed_and_other_masks_to_controls(tmp_pat
     assert list(summarize(collect([tmp_path]))["run"]) == order
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_csv_has_the_agreed_columns_with_whole_k_and_h_and_relative_folders(tmp_path: Path) -> None:
     make_study(tmp_path)
     paths = write_report(collect([tmp_path]), tmp_path / "out", "title")
@@ -323,25 +372,200 @@ def test_the_page_lists_exactly_the_config_keys_that_differ(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_document_shows_its_first_wrong_token_and_its_dropped_tokens(tmp_path: Path) -> None:
-    make_run(tmp_path, documents=[document(1, right=2)])
+def test_equal_supervised_tokens_are_no_unequal_budget(tmp_path: Path) -> None:
+    make_standard(tmp_path, tokens={"input": 168960, "supervised": 168960})
+    make_run(tmp_path)
+    assert "unequal" not in warnings_of(tmp_path)
+
+
+def test_a_document_shows_its_first_wrong_token_and_its_dropped_tokens() -> None:
+    shown = compare(document(1, right=2))
+    assert shown["generated"] == [" the bell", " wrong", " wrong"]
+    assert shown["true"] == [[0, " the bell"], [1, " rang"], [0, " twice"]]
+
+
+def test_a_wrong_token_of_white_space_can_be_seen() -> None:
+    assert compare(document(1, right=3, pieces=[*TRUE[:3], "\n"]))["generated"] == [" the bell rang", "⏎", ""]
+
+
+def test_a_document_that_came_back_whole_has_no_wrong_token() -> None:
+    assert compare(document(1, right=4))["generated"] == ["".join(TRUE)]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_of_very_many_documents_keeps_its_size_and_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goldfish.runs.page._DOCUMENT_BYTES", 20_000)
+    make_run(tmp_path, documents=[document(n, prefix="x" * 300) for n in range(200)])
     html = page(tmp_path)
-    assert '<span class="same"> the bell</span><mark> wrong</mark><span class="after"> wrong</span>' in html
-    assert (
-        '<span class="kept"> the bell</span><span class="dropped"> rang</span><span class="kept"> twice</span>' in html
-    )
+    (data,) = re.findall(r'<script type="application/json" id="documents-data">(.*?)</script>', html, re.DOTALL)
+    shown = json.loads(data)[0]["documents"]
+    assert 5 < len(shown) < 200 and len(data) <= 20_000
+    assert f"The page shows {len(shown)} of 200 documents" in html
+
+
+# Seeds
+
+
+def test_seeds_of_equal_settings_are_one_arm_with_student_s_interval(tmp_path: Path) -> None:
+    for seed, rouge_l in enumerate((0.2, 0.3, 0.4)):
+        make_run(tmp_path, seed=seed, rouge_l=rouge_l)
+    arms = pool(summarize(collect([tmp_path])))
+    assert list(arms.index) == ["hashed k=4"] and arms["seeds"].tolist() == [3]
+    reach = 4.302653 * 0.1 / 3**0.5  # t of 2 degrees of freedom at 97.5 %
+    assert arms["rouge_l"].iloc[0] == pytest.approx(0.3)
+    assert arms["rouge_l_low"].iloc[0] == pytest.approx(0.3 - reach)
+    assert arms["rouge_l_high"].iloc[0] == pytest.approx(0.3 + reach)
+    assert arms["over"].iloc[0] == "seeds"
+
+
+def test_an_interval_over_seeds_does_not_leave_the_range_of_its_metric(tmp_path: Path) -> None:
+    for seed, rouge_l in enumerate((0.0, 1.0)):
+        make_run(tmp_path, seed=seed, rouge_l=rouge_l)
+    arm = pool(summarize(collect([tmp_path]))).iloc[0]
+    assert (arm["rouge_l_low"], arm["rouge_l_high"]) == (0.0, 1.0)
+
+
+def test_a_single_seed_keeps_its_interval_over_documents(tmp_path: Path) -> None:
+    measured(make_run(tmp_path))
+    arm = pool(summarize(collect([tmp_path]))).iloc[0]
+    assert (arm["rouge_l_low"], arm["rouge_l_high"]) == pytest.approx((0.3, 0.5)) and arm["over"] == "documents"
+
+
+def test_settings_that_differ_make_arms_that_are_named_by_the_difference(tmp_path: Path) -> None:
+    for number, h in enumerate((7, 13, 13)):
+        make_run(
+            tmp_path, f"run{number}", seed=number, config={"mask": {"k": 4, "h": h, "seed": number}, "seed": number}
+        )
+    assert pool(summarize(collect([tmp_path])))["seeds"].to_dict() == {"hashed k=4 h=7": 1, "hashed k=4 h=13": 2}
+
+
+def test_a_run_that_is_there_twice_counts_once_and_is_named(tmp_path: Path) -> None:
+    for study_folder in ("a", "b"):
+        make_run(tmp_path / study_folder)
+    make_run(tmp_path, seed=1, rouge_l=0.5)
+    frame = summarize(collect([tmp_path]))
+    assert pool(frame)["rouge_l"].tolist() == [0.4]
+    assert list(frame["repeated"]) == [False, True, False]
+
+
+def test_a_line_over_k_goes_through_arms_whose_budget_changes_with_k(tmp_path: Path) -> None:
+    for k in (3, 4):
+        make_run(tmp_path, f"k{k}", k=k, config={"mask": {"k": k}, "data": {"tokens": 100 * k}, "seed": 0})
+    assert set(summarize(collect([tmp_path]))["line"]) == {"hashed"}
+    make_run(tmp_path, "k4_long", k=4, config={"mask": {"k": 4}, "data": {"tokens": 900}, "seed": 0})
+    lines = summarize(collect([tmp_path])).set_index("run")["line"]
+    assert lines.to_dict() == {f"k{n}": f"hashed tokens={v}" for n, v in (("3", 300), ("4", 400), ("4_long", 900))}
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_wrong_token_of_white_space_can_be_seen(tmp_path: Path) -> None:
-    make_run(tmp_path, documents=[document(1, right=3, pieces=[*TRUE[:3], "\n"])])
-    assert "<mark>⏎</mark>" in page(tmp_path)
+def test_the_page_has_a_row_an_arm_and_its_single_runs_below_it(tmp_path: Path) -> None:
+    html = page(make_study(tmp_path, seeds=3))
+    table = html[html.index('id="summary"') : html.index("</table>")]
+    assert table.count("<tbody>") == 3 and table.count('<tr class="seed">') == 9
+    assert re.search(r'0\.30<span class="interval">\[0\.30, 0\.30\]', table)
+    assert "show the single runs" in html and "Student's t" in html
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_document_that_came_back_whole_has_no_wrong_token(tmp_path: Path) -> None:
-    make_standard(tmp_path)
-    assert "<mark>" not in page(tmp_path).split("<details>")[1]
+def test_the_page_of_single_seeds_has_no_single_runs_to_show(tmp_path: Path) -> None:
+    assert "show the single runs" not in page(make_study(tmp_path))
+
+
+def test_the_terminal_shows_an_arm_a_line_with_half_its_interval(tmp_path: Path) -> None:
+    for seed, rouge_l in enumerate((0.2, 0.3, 0.4)):
+        make_run(tmp_path, seed=seed, rouge_l=rouge_l)
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(summarize(collect([tmp_path])), None, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("hashed_k4") == 1 and "0.30±0.25" in printed and "Student's t" in printed
+
+
+# What evaluations measured
+
+
+def test_membership_and_divergence_are_means_over_seeds(tmp_path: Path) -> None:
+    for seed, auc in enumerate((0.7, 0.9)):
+        measured(make_run(tmp_path, seed=seed), auc)
+    tables = tabulate(collect([tmp_path]), [])
+    (score,) = tables.membership.to_dict("records")
+    assert (score["arm"], score["score"], score["seeds"]) == ("hashed k=4", "loss", 2)
+    assert score["auc"] == pytest.approx(0.8) and score["auc_high"] == 1.0
+    (diverged,) = tables.divergence.to_dict("records")
+    assert (diverged["share"], diverged["chance"], diverged["diverged"]) == (0.9, 0.25, 20)
+
+
+def test_divergence_is_not_told_of_masks_by_position(tmp_path: Path) -> None:
+    measured(make_run(tmp_path, strategy="static"))
+    assert tabulate(collect([tmp_path]), []).divergence.empty
+
+
+def test_evaluations_belong_to_the_arm_in_whose_folder_they_lie_and_once_each(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = make_run(tmp_path, seed=seed)
+        for name in ("a", "b"):  # the same evaluation twice is no second seed
+            swept = [setting(0.2 + 0.2 * seed, prefix_tokens=8), setting(0.1, prefix_tokens=4)]
+            make_evaluation(run / "evaluations" / name, swept, run=str(run))
+    tables = tabulate(collect([tmp_path]), evaluations([tmp_path]))
+    rows = tables.extraction.query("split == 'injected' and prefix_tokens == 8").to_dict("records")
+    assert [(row["source"], row["seeds"]) for row in rows] == [("hashed k=4", 2)]
+    assert rows[0]["exact_match"] == pytest.approx(0.3)
+
+
+def test_a_sweep_is_drawn_over_each_value_at_the_first_of_the_others(tmp_path: Path) -> None:
+    grid = [setting(0.1 * p, prefix_tokens=p, edit_rate=e) for p in (8, 4) for e in (0.0, 0.3)]
+    make_evaluation(tmp_path / "e", grid, model_folder="models/gpt", documents="d.jsonl")
+    figure = measures.extraction_sweeps(tabulate([], evaluations([tmp_path])).extraction)
+    assert figure is not None
+    assert [axes.get_xlabel() for axes in figure.axes[::2]] == [
+        "prefix (tokens)",
+        "edited share of the prompt's tokens",
+    ]
+    prefix = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]
+    assert [list(line.get_xdata()) for line in prefix] == [[4, 8]]
+    assert figure.legends[0].texts[0].get_text() == "gpt"
+
+
+def test_evaluations_alone_have_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_evaluation(tmp_path / "e", [setting(prefix_tokens=p) for p in (8, 4)], model_folder="models/gpt")
+    assert main([str(tmp_path)]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "Extraction under other prompts" in html and ">gpt<" in html and "<svg" in html
+    assert "not finished" not in capsys.readouterr().err
+
+
+def test_a_malformed_summary_is_named_with_its_key(tmp_path: Path) -> None:
+    wrong = setting()
+    del wrong["injected"]["metrics"]["rouge_l"]
+    make_evaluation(tmp_path / "e", [wrong])
+    with pytest.raises(
+        ValueError, match=r"summary\.json, setting 1: key 'injected\.metrics\.rouge_l\.mean' is missing"
+    ):
+        evaluations([tmp_path])
+
+
+# Files beside the page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_parquet_says_what_the_csv_says(tmp_path: Path) -> None:
+    paths = write_report(collect([make_study(tmp_path)]), tmp_path / "out", "title")
+    rows = read_rows(tmp_path / "out" / "summary.parquet")
+    table = list(csv.DictReader(io.StringIO(paths.csv.read_text())))
+    assert [list(row) for row in rows] == [list(row) for row in table]
+    assert [row["k"] for row in rows] == [None, 4, None] and rows[2]["control_rouge_l"] is None
+    assert [row["run"] for row in rows] == [r["run"] for r in table]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_latex_table_has_an_arm_a_line_and_no_character_that_latex_would_obey(tmp_path: Path) -> None:
+    for seed, rouge_l in enumerate((0.2, 0.3, 0.4)):
+        make_run(tmp_path, seed=seed, rouge_l=rouge_l, arm="50%_of & $x$\x01")
+    page(tmp_path)
+    text = (tmp_path / "out" / "summary.tex").read_text()
+    assert r"50\%\_of \& \$x\$" in text and "\x01" not in text
+    assert "0.30 [0.05, 0.55]" in text and text.count("toprule") == text.count("bottomrule") == 1
 
 
 # What must never happen
@@ -354,7 +578,7 @@ def test_text_of_a_run_cannot_become_markup_or_formulas(tmp_path: Path) -> None:
     )
     make_run(tmp_path, "other", strategy=evil, environment={"command": evil, "cpu": evil})
     assert "<script>alert" not in page(tmp_path)
-    for drawing in (tmp_path / "out" / "figures").iterdir():
+    for drawing in (tmp_path / "out" / "figures").glob("*.svg"):
         xml.etree.ElementTree.parse(drawing)  # also finds characters that XML forbids
     console = Console(file=io.StringIO(), width=200)
     frame = summarize(collect([tmp_path]))
@@ -363,24 +587,26 @@ def test_text_of_a_run_cannot_become_markup_or_formulas(tmp_path: Path) -> None:
 
 
 def test_the_page_loads_nothing_from_anywhere(tmp_path: Path) -> None:
-    html = page(make_study(tmp_path))
-    assert html.count("<svg") == len(figures.NAMES)
+    html = page(make_full(tmp_path))
+    assert html.count("<svg") == len(drawings.NAMES)
     assert "default-src 'none'" in html
     assert not re.search(r"\bsrc=|<link|@import|url\((?!#)|href=\"(?!#)", html)
 
 
 def test_the_same_runs_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
-    runs = collect([make_study(tmp_path, seeds=2)])
+    make_run(tmp_path, seed=1)
+    runs = collect([make_full(tmp_path)])
     write_report(runs, tmp_path / "first", "title")
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5}):  # a personal matplotlibrc
         write_report(runs[::-1], tmp_path / "second", "title")
         assert matplotlib.rcParams["font.size"] == 20
     files = [file.relative_to(tmp_path / "first") for file in (tmp_path / "first").rglob("*.*")]
-    assert len(files) == 2 + len(figures.NAMES)
+    assert len(files) == 5 + 2 * len(drawings.NAMES)
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_fails_while_writing_leaves_the_old_one_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +639,7 @@ def test_figures_without_data_are_left_out_and_an_earlier_one_is_removed(tmp_pat
     page(tmp_path)
     left = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
     assert left == {"rouge_l_histograms", "memorization_against_validation_loss", "mine"}
+    assert {file.suffix for file in (tmp_path / "out" / "figures").iterdir()} == {".svg", ".png"}
 
 
 @pytest.mark.parametrize("make", [make_control, make_standard, make_run])
@@ -424,7 +651,7 @@ def test_a_study_of_a_single_run_of_any_kind_has_a_report(tmp_path: Path, make: 
 def test_the_standard_loss_stands_right_of_every_k_and_the_control_is_a_line(tmp_path: Path) -> None:
     make_run(tmp_path, "hashed_k128", k=128, rouge_l=0.9)
     frame = summarize(collect([make_study(tmp_path)]))
-    figure = figures.memorization_against_k(frame)
+    figure = drawings.memorization_against_k(pool(frame), frame)
     assert figure is not None
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert list(lines["hashed"].get_xdata()) == [2, 7]
@@ -437,7 +664,8 @@ def test_the_standard_loss_stands_right_of_every_k_and_the_control_is_a_line(tmp
 def test_names_in_the_scatter_never_cover_each_other(tmp_path: Path) -> None:
     for index in range(12):
         make_run(tmp_path, f"arm_number_{index}", arm=f"arm_number_{index}", val_loss=5.3 + 0.001 * (index % 4))
-    figure = figures.memorization_against_validation_loss(summarize(collect([tmp_path])))
+    frame = summarize(collect([tmp_path]))
+    figure = drawings.memorization_against_validation_loss(pool(frame), frame)
     assert figure is not None
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
@@ -445,18 +673,42 @@ def test_names_in_the_scatter_never_cover_each_other(tmp_path: Path) -> None:
     assert not any(box.count_overlaps(boxes[:index]) for index, box in enumerate(boxes))
 
 
-def test_long_logs_are_averaged_down_to_a_few_hundred_points() -> None:
+def test_long_logs_are_averaged_down_to_a_few_hundred_points(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
     table = pd.DataFrame({"step": range(10_000), "train/loss_kept": [1.0, 3.0] * 5_000})
-    figure = figures.training_curves({"run": table})
+    (folder / "metrics.csv").write_text(table.to_csv(index=False))
+    figure = timeline.training_curves(tabulate(collect([tmp_path]), []))
     assert figure is not None
     (line,) = figure.axes[0].get_lines()
     assert 100 <= len(line.get_xdata()) <= 150
     assert list(line.get_ydata()) == pytest.approx([2.0] * len(line.get_ydata()), abs=0.1)
 
 
+def test_training_curves_are_means_over_seeds_with_a_band(tmp_path: Path) -> None:
+    for seed, loss in enumerate((7.0, 8.0)):
+        (make_run(tmp_path, seed=seed) / "metrics.csv").write_text(f"step,train/loss_kept\n0,{loss}\n")
+    figure = timeline.training_curves(tabulate(collect([tmp_path]), []))
+    assert figure is not None
+    (line,) = figure.axes[0].get_lines()
+    assert list(line.get_ydata()) == [7.5] and len(figure.axes[0].collections) == 1
+
+
+def test_runs_that_saw_their_documents_in_the_same_order_share_a_timeline(tmp_path: Path) -> None:
+    measured(make_standard(tmp_path))
+    measured(make_run(tmp_path))
+    (measured(make_run(tmp_path, "other", k=8)) / "exposures.csv").write_text("document,step\na,5\n")
+    figure = timeline.exposures(tabulate(collect([tmp_path]), []))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == [
+        "standard, hashed k=4: 3 exposures",
+        "hashed k=8: 1 exposures",
+    ]
+
+
 # The command
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_into_its_only_folder_and_says_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +723,7 @@ def test_the_command_writes_into_its_only_folder_and_says_where(
     assert "<h1>study</h1>" in (folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_wants_to_know_where_to_write_when_given_several_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

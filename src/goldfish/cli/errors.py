@@ -2,12 +2,16 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+# Launchers of packages that are extras of ours.
+EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
 
 def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
@@ -37,4 +41,7 @@ def _reason(error: BaseException) -> str:
             hint = f"; did you mean {close[0]}?" if close else ";"
             return f"{cause.full_key}: unknown key{hint} Allowed here: {', '.join(keys)}"
         cause = cause.__cause__
+    launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
+    if launcher and launcher[1] in EXTRAS:
+        return f'hydra/launcher={launcher[1]} is not installed; type: pip install "goldfish[{EXTRAS[launcher[1]]}]"'
     return str(error)

@@ -1,4 +1,4 @@
-"""goldfish-report: compare finished runs."""
+"""goldfish-report: compare finished runs and evaluations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from goldfish.runs.report import collect, print_summary, summarize, unfinished, write_report
+from goldfish.runs.report import collect, evaluations, print_summary, summarize, unfinished, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on the runs below the given folders; return 0, or 1 when no run is finished or one is malformed."""
     parser = argparse.ArgumentParser(
-        prog="goldfish-report", description="Compare finished runs: summary.csv, figures and report.html."
+        prog="goldfish-report",
+        description="Compare finished runs and what goldfish-eval measured: report.html, tables and figures.",
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="searched for runs, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: DIR, when only one is given)")
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out is None and len(arguments.folders) > 1:
         parser.error("with several folders, say where to write: --out DIR")
     try:
-        runs = collect(arguments.folders)
-        title = arguments.title or ", ".join(sorted({run.result["study"] for run in runs}))
-        paths = write_report(runs, arguments.out or arguments.folders[0], title)
+        evaluated = evaluations(arguments.folders)
+        runs = collect(arguments.folders, may_be_none=bool(evaluated))
+        title = arguments.title or ", ".join(sorted({run.result["study"] for run in runs})) or "evaluations"
+        paths = write_report(runs, arguments.out or arguments.folders[0], title, evaluated)
     except (ValueError, OSError) as error:
         print(f"goldfish-report: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,10 @@
 """A sweep from its list of jobs to its report: check all, skip the finished, launch the others, sum up."""
 
 import contextlib
-import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from goldfish.config import ConfigError, build
-from goldfish.runs.launch import Outcome
-from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.runs.launch import ENDED, Outcome, running
+from goldfish.runs.record import RunDirectory, identity, run_dir_of
 from goldfish.runs.watch import Watch
 
-ENDED = ("finished", "failed", "refused", "interrupted")
 PATIENCE = 60.0  # seconds that jobs get to save
+# Starts the jobs (overrides of each), waits for them, and returns what each came to; None or an exception: it was lost.
+Launcher = Callable[[list[list[str]]], Sequence[Outcome | BaseException | None]]
 
 
 def expand(arms: dict[str, list[str]], grid: Sequence[Sequence[str]], chosen: Sequence[str] | None) -> list[list[str]]:
@@ -46,48 +47,97 @@ def expand(arms: dict[str, list[str]], grid: Sequence[Sequence[str]], chosen: Se
     return jobs
 
 
-def run_sweep(
-    jobs: Sequence[list[str]],
-    configs: Sequence[dict[str, Any]],
-    launch_all: Callable[[list[list[str]]], Sequence[Outcome]],
-) -> int:
+def run_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launch_all: Launcher) -> int:
     """Run the jobs (overrides and composed configuration of each) and print what came of them; return the exit code."""
     console = Console()
-    _check(jobs, configs)
-    run_dirs = {run_dir_of(config): job for job, config in zip(jobs, configs, strict=True)}
-    todo = {path: job for path, job in run_dirs.items() if not RunDirectory(path).finished}
-    study = next(iter(run_dirs)).parent
-    console.print(
-        f"{len(run_dirs)} runs in {study}, {len(run_dirs) - len(todo)} of them finished already", highlight=False
-    )
-    outcomes: Sequence[Outcome] = []
-    if todo:
-        with Watch({path: path.name for path in todo}, console), _saving_on_ctrl_c(list(todo)):
-            outcomes = launch_all(list(todo.values()))
-    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
+    check(jobs, configs)
+    runs = {run_dir_of(config): job for job, config in zip(jobs, configs, strict=True)}
+    done = sum(RunDirectory(path).finished for path in runs)
+    console.print(f"{len(runs)} runs in {next(iter(runs)).parent}, {done} of them finished already", highlight=False)
+    unfinished = launch_missing(runs, launch_all, console)
+    return conclude(list(runs), unfinished, console)
+
+
+def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: Console) -> dict[Path, str]:
+    """Run what is not finished (folder -> overrides), show it, tell failures at once; return the states of the others.
+
+    Ctrl-C and SIGTERM let running jobs save and keep others from starting; KeyboardInterrupt comes when that is done.
+    What came of a run is read in its folder: any launcher will do, also one that loses a job.
+    """
+    study = next(iter(runs)).parent
+    todo = {path: job for path, job in runs.items() if not RunDirectory(path).finished}
+    finished = len(runs) - len(todo)
+    elsewhere = {path: "running" for path in todo if running(path)}
+    for path in elsewhere:
+        del todo[path]
+        console.print(f"{path} is being run by another command", highlight=False)
+    if not todo:
+        return elsewhere
+    before = {path: RunDirectory(path).progress() for path in todo}
+    names = {path: path.name for path in todo}
+    came: dict[Path, Outcome | BaseException | None] = {}
+    with Watch(names, console, finished) as watch, _stoppable(study, console) as sweep:
+        here = f"++hydra.job.env_set.GOLDFISH_SWEEP={_quoted(str(sweep.resolve()))}"
+        try:
+            came.update(zip(todo, launch_all([[*job, here] for job in todo.values()]), strict=True))
+        except Exception as error:  # of the launcher: a job's own never comes here
+            if sweep.exists():
+                console.print(f"the launcher failed: {error}", style="red", markup=False, highlight=False)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and any(running(path) for path in todo):
+            time.sleep(0.1)  # jobs whose launcher is gone save before they end
+        stopped = not sweep.exists()
+    if stopped:
+        raise KeyboardInterrupt
+    unfinished = {path: _state(path, before[path], came.get(path)) for path in todo if not RunDirectory(path).finished}
+    for path, (state, reason) in unfinished.items():
+        if reason and path not in watch.told:
+            text = f"\n{state}: {path}\n{reason}"
+            console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    return elsewhere | {path: state for path, (state, _) in unfinished.items()}
+
+
+def conclude(run_dirs: Sequence[Path], unfinished: dict[Path, str], console: Console) -> int:
+    """Write the study's report, name what did not finish, say how to go on; return the exit code."""
     finished = [path for path in run_dirs if RunDirectory(path).finished]
     if finished:
-        _report(finished, study, console)
-    for outcome in failed:
-        console.print(
-            f"\n{outcome.state}: {outcome.run_dir}\n{outcome.error}", style="red", markup=False, highlight=False
-        )
-    if failed:
-        console.print(
-            f"\n{len(failed)} of {len(run_dirs)} runs did not finish. To run just these again, type:", highlight=False
-        )
+        _report(finished, finished[0].parent, console)
+    if unfinished:
+        console.print(f"\n{len(unfinished)} of {len(run_dirs)} runs did not finish:", highlight=False)
+        for path, state in unfinished.items():
+            console.print(f"  {path} ({state})", markup=False, highlight=False, soft_wrap=True)
+        console.print("To run just these again, type:", highlight=False)
         console.print(shlex.join(["goldfish-train", *_arguments()]), markup=False, highlight=False, soft_wrap=True)
-    return 1 if failed else 0
+    return 1 if unfinished else 0
 
 
-def _check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]]) -> None:
-    """Build every job's parts, so that a mistake in the last one is told before the first one starts."""
+def _state(path: Path, before: dict[str, Any], came: Outcome | BaseException | None) -> tuple[str, str]:
+    """State and reason of a run that did not finish."""
+    progress = RunDirectory(path).progress()
+    if progress != before and progress["state"] in ENDED:
+        return progress["state"], str(progress.get("error", ""))
+    if isinstance(came, Outcome):
+        return came.state, came.error
+    return "lost", f"its launcher said: {came}" if came else ""
+
+
+def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: type | None = None) -> None:
+    """Build every job's parts, so that a mistake in the last one is told before the first one starts (ConfigError).
+
+    `parts`: the class of a whole configuration (None: that of goldfish-train).
+    """
     from goldfish.run import Job  # imports torch: seconds, so not before it is needed
 
     problems: dict[str, list[str]] = {}
+    taken: dict[Path, str] = {}
     for job, config in zip(jobs, configs, strict=True):
+        if taken.setdefault(run_dir_of(config), identity(config)) != identity(config):
+            where = problems.setdefault(
+                f"run_dir={config['run_dir']}: two runs cannot share a folder; type run_dir=null", []
+            )
+            where.append(shlex.join(job))
         try:
-            build(Job, config)
+            build(parts or Job, config)
         except ConfigError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(shlex.join(job))
@@ -101,28 +151,30 @@ def _check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]]) -> None
 
 
 @contextlib.contextmanager
-def _saving_on_ctrl_c(run_dirs: list[Path]) -> Iterator[None]:
-    """Let running jobs finish their step and save before Ctrl-C reaches the launcher, which would kill them."""
+def _stoppable(study: Path, console: Console) -> Iterator[Path]:
+    """A file that is there for as long as jobs may start and go on; Ctrl-C and SIGTERM remove it, a second one kills."""
+    study.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".sweep-", dir=study, delete=False) as file:
+        sweep = Path(file.name)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)  # asked twice: now
-        running = {record: record.progress() for record in map(RunDirectory, run_dirs)}
-        running = {
-            record: progress for record, progress in running.items() if progress.get("state") not in (None, *ENDED)
-        }
-        for progress in running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(progress["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and any(record.progress()["state"] not in ENDED for record in running):
-            time.sleep(0.1)
-        raise KeyboardInterrupt
+        sweep.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        console.print("stopping: running jobs save what they have (again: kills them)", highlight=False)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield sweep
     finally:
-        signal.signal(signal.SIGINT, before)
+        sweep.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quoted(value: str) -> str:
+    """As Hydra's command line wants it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:

@@ -3,9 +3,12 @@
 One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) a sweep. conf/train.yaml names every setting.
 """
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,17 +20,37 @@ from rich.console import Console
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
-from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
 
 OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)
 
 
 def main() -> None:
-    """Entry point; see README.md for command lines."""
+    """Entry point; see README.md for command lines. With --dry-run it only says what the command would take."""
+    wanted: Callable[[DictConfig], Any] = task
+    if "--dry-run" in sys.argv:
+        sys.argv = [*(a for a in sys.argv if a != "--dry-run"), "hydra.run.dir=."]  # Hydra makes that folder
+        wanted = dry_run
     exit_with_reason(
-        "goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task)
+        "goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(wanted)
     )
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """What Hydra calls in place of `task`; in place of a sweep's jobs the sweeper calls its attribute `run_sweep`."""
+    from goldfish.cli.dry_run import of_run  # imports torch: seconds, so a mistyped key is told before
+
+    exit_with_reason("goldfish-train", lambda: of_run(plain(cfg)))
+
+
+def _dry_sweep(*arguments: Any) -> int:
+    from goldfish.cli.dry_run import of_sweep
+
+    return of_sweep(*arguments)
+
+
+dry_run.run_sweep = _dry_sweep  # type: ignore[attr-defined]
 
 
 def task(cfg: DictConfig) -> Outcome:
@@ -37,8 +60,19 @@ def task(cfg: DictConfig) -> Outcome:
     overrides = [f"hydra.mode={RunMode.RUN.name}", *hydra_config.overrides.task]
     command = shlex.join(["goldfish-train", *overrides])
     if hydra_config.mode == RunMode.MULTIRUN:
-        return launch(config, run_dir_of(config), command)
+        with contextlib.chdir(hydra_config.runtime.cwd):  # a launcher's worker may be elsewhere
+            return _of_sweep(config, command)
     sys.exit(_single(config, command))
+
+
+def _of_sweep(config: dict[str, Any], command: str) -> Outcome:
+    run_dir = run_dir_of(config)
+    if RunDirectory(run_dir).finished:  # put back into a queue after its end
+        return Outcome(run_dir, "finished")
+    try:
+        return launch(config, run_dir, command, Path(os.environ["GOLDFISH_SWEEP"]))
+    except RunDirectoryError as error:
+        return Outcome(run_dir, "failed", str(error))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -49,8 +83,6 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _single(config: dict[str, Any], command: str) -> int:
-    from goldfish.runs.report import collect, print_summary, summarize
-
     console = Console()
     run_dir = run_dir_of(config)
     record = RunDirectory(run_dir)
@@ -63,6 +95,8 @@ def _single(config: dict[str, Any], command: str) -> int:
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1
+    from goldfish.runs.report import collect, print_summary, summarize  # pandas: not before the job
+
     print_summary(summarize(collect([run_dir])), None, console)
     console.print(
         f"results: {run_dir}\ncurves:  tensorboard --logdir {run_dir}\npage:    goldfish-report {run_dir}",

@@ -6,7 +6,8 @@ tokens, T = P + S, Q tokens of one pass, D hidden units, V vocabulary, M positio
 Greedy decoding says the true suffix as long as the teacher-forced argmax is right, and one forward pass over many
 tokens is far cheaper than as many passes over one. So `greedy` checks the true suffix in growing windows, on a
 key-value cache that is written in place, and decodes token by token only from a row's first wrong token on. Models
-whose cache is more than plain attention (sliding windows, state spaces) go through transformers' `generate`.
+whose cache is more than plain attention (sliding windows, state spaces) go through transformers' `generate`, and so
+does every decoding with `processors`: transformers' logits processors, which change scores before a token is chosen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,7 @@ def greedy(
     true: Tensor | None = None,
     batch_size: int = 64,
     progress: Progress = _silent,
+    processors: Sequence[Any] = (),
 ) -> Tensor:
     """made_NS, int64 on the CPU: the `suffix_tokens` most likely tokens after each prompt, one by one; none ends early.
 
@@ -131,12 +133,13 @@ def greedy(
     if true is not None and true.shape != (len(rows), suffix_tokens):
         raise ValueError(f"true has shape {tuple(true.shape)}, wanted {(len(rows), suffix_tokens)}")
     made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
-    decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens) if is_plain(model) else None
+    plain = is_plain(model) and not processors
+    decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens) if plain else None
     done = 0
     for batch in _batches(rows, batch_size):
         chosen = [rows[i] for i in batch]
         if decoder is None:
-            made_NS[batch] = _generate(model, chosen, suffix_tokens)
+            made_NS[batch] = _generate(model, chosen, suffix_tokens, *processors)
         elif true is None:
             made_NS[batch] = decoder.decode(decoder.read(chosen), suffix_tokens, top).cpu()
         else:
@@ -159,6 +162,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress = _silent,
+    processors: Sequence[Any] = (),
 ) -> Tensor:
     """made_NnS, int64 on the CPU: `n` continuations of each prompt, drawn from its `top_k` (0: all) and `top_p` tokens.
 
@@ -184,7 +188,8 @@ def sample(
     luck_NnS = torch.rand(made_NnS.shape, generator=torch.Generator().manual_seed(seed))
     prompts_at_once, draws = max(1, batch_size // n), min(n, batch_size)
     held = min(prompts_at_once, len(rows)) * draws
-    decoder = Decoder(model, held, _longest(rows) + suffix_tokens) if is_plain(model) else None
+    plain = is_plain(model) and not processors
+    decoder = Decoder(model, held, _longest(rows) + suffix_tokens) if plain else None
     done = 0
     for batch in _batches(rows, prompts_at_once):
         for low in range(0, n, draws):
@@ -192,7 +197,7 @@ def sample(
             luck_MS = luck_BnS.flatten(0, 1)
             if decoder is None:
                 again = [rows[i] for i in batch for _ in range(luck_BnS.shape[1])]
-                made_MS = _generate(model, again, suffix_tokens, _Drawn(draw, luck_MS))
+                made_MS = _generate(model, again, suffix_tokens, *processors, _Drawn(draw, luck_MS))
             else:
                 hidden_MD = decoder.repeat(decoder.read([rows[i] for i in batch]), luck_BnS.shape[1])
                 made_MS = decoder.decode(hidden_MD, suffix_tokens, draw, luck_MS).cpu()
@@ -211,6 +216,7 @@ def beam(
     beams: int,
     batch_size: int = 64,
     progress: Progress = _silent,
+    processors: Sequence[Any] = (),
 ) -> Tensor:
     """made_NS, int64 on the CPU: the likeliest continuation that transformers' beam search finds with `beams` beams.
 
@@ -223,7 +229,7 @@ def beam(
     made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
     done = 0
     for batch in _batches(rows, max(1, batch_size // beams)):
-        made_NS[batch] = _generate(model, [rows[i] for i in batch], suffix_tokens, num_beams=beams)
+        made_NS[batch] = _generate(model, [rows[i] for i in batch], suffix_tokens, *processors, num_beams=beams)
         _refuse_nan((made_NS[batch] < 0).any(dim=1), batch)
         done += len(batch)
         progress(done)

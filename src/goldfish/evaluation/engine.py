@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from goldfish.data.datamodule import InjectedData
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
+from goldfish.decoding import NgramFilter
 from goldfish.evaluation.decoding import Forced, forced
 from goldfish.evaluation.extraction import Extraction, Setting, extract
 from goldfish.evaluation.membership import scores
@@ -37,7 +39,7 @@ Tell = Callable[[int, int], None]  # is told how many documents are done, of how
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated: a model with its tokenizer, documents, how often training saw each, the mask of the training,
-    and the training text, in which continuations are looked up."""
+    the training text, in which continuations are looked up, and the n-grams that "memfree" decoding refuses."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +47,7 @@ class Subject:
     exposures: Mapping[str, int]
     mask: Mask
     training_text: Sequence[np.ndarray] = ()
+    ngrams: NgramFilter | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,23 @@ class Part:
     name: str
     setting: Setting | None
     places: Sequence[int]
+
+
+def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
+    """What "memfree" decodings of a run refuse, None if `extraction` has none: frequent n-grams of its planned rows.
+
+    `data` is prepared. ValueError: the filter would be empty, or its `path` holds one of another tokenizer.
+    """
+    if not extraction.needs_ngrams:
+        return None
+    training = data.rows()
+
+    def blocks() -> Iterator[np.ndarray]:
+        for low in range(0, len(training), PART):
+            yield training.__getitems__(range(low, min(low + PART, len(training))))["ids"].numpy()
+
+    source = f"{type(data.corpus).__name__} with injections, {len(training)} rows of {data.sequence_length} tokens"
+    return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
 
 
 def parts(documents: Sequence[InjectedDocument], extraction: Extraction) -> list[Part]:
@@ -164,6 +184,7 @@ def _rows(subject: Subject, extraction: Extraction, part: Part, progress: Callab
         part.setting,
         subject.mask,
         progress,
+        subject.ngrams,
     )
 
 

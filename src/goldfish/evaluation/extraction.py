@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
+from goldfish.decoding import MemFree, NgramFilter, Refuse
 from goldfish.evaluation.decoding import beam, forced, greedy, sample
 from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, repetition
 from goldfish.masks import Mask
 
-Decoding = Literal["greedy", "sample", "beam"]
+Decoding = Literal["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam"]
 
 
 class Setting(NamedTuple):
@@ -34,7 +35,16 @@ class Setting(NamedTuple):
     @property
     def tokens(self) -> int:
         """Tokens a document must have."""
-        return self.offset + self.prefix_tokens + self.suffix_tokens
+        return max(0, self.offset) + self.prefix_tokens + self.suffix_tokens
+
+    @property
+    def refuses(self) -> bool:
+        """Whether n-grams of the training text are refused."""
+        return self.decoding.startswith("memfree")
+
+    def start(self, document: InjectedDocument) -> int:
+        """The document's token with which the prompt begins."""
+        return len(document.ids) - self.tokens if self.offset < 0 else self.offset
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of an evaluation's rows that this setting made."""
@@ -46,9 +56,11 @@ class Extraction:
     each list is the one whose numbers stand in tables.
 
     The prompt is the separator and `prefix_tokens` tokens of the document from token `offset` on (0 = as in training;
-    positional fragility, arXiv 2505.13171); `suffix_tokens` are decoded after it. `edit_rate`: share of the prompt's tokens
+    positional fragility, arXiv 2505.13171); `suffix_tokens` are decoded after it. `offset` -1: the suffix is the document's
+    end, the same one whatever the prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's tokens
     that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", of which the best of
-    `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`.
+    `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`; each with
+    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed.
     `membership`: also score documents for membership inference, `percents` for min-k %; `reference`: a model folder for
     the reference-model ratio. `training_overlap`: share of a continuation's 13-grams that occur in the training text, of a run;
     reads all of it. `batch_size`: rows at a time. `precision`: what goldfish-eval loads the model in.
@@ -68,6 +80,7 @@ class Extraction:
         top_k: int = 0,
         top_p: float = 1.0,
         beams: int = 30,
+        memfree: MemFree | None = None,
         seed: int = 0,
         membership: bool = True,
         percents: list[int] | None = None,
@@ -80,7 +93,7 @@ class Extraction:
         checks: list[tuple[str, list[Any], Any]] = [
             ("prefix_tokens", axes[0], 1),
             ("suffix_tokens", axes[1], 1),
-            ("offset", axes[2], 0),
+            ("offset", axes[2], -1),
             ("edit_rate", axes[3], 0),
             ("samples", [samples], 1),
             ("beams", [beams], 2),
@@ -104,6 +117,7 @@ class Extraction:
         self.settings = [Setting(*values) for values in product(*axes)]
         self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes[3]}
         self.samples, self.temperature, self.top_k, self.top_p, self.beams = samples, temperature, top_k, top_p, beams
+        self.memfree = memfree or MemFree()
         self.seed, self.membership, self.percents, self.reference = seed, membership, percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
         if reference is not None and not (Path(reference) / "config.json").is_file():
@@ -113,6 +127,11 @@ class Extraction:
     def main(self) -> Setting:
         """The setting whose numbers stand in tables."""
         return self.settings[0]
+
+    @property
+    def needs_ngrams(self) -> bool:
+        """Whether a setting decodes with a filter of the training text's n-grams."""
+        return any(setting.refuses for setting in self.settings)
 
     def prompts(self, documents: Sequence[InjectedDocument], separator_id: int) -> Tensor:
         """ids_NT of the main setting: separator, prefix and true suffix; ValueError names a document that is too short."""
@@ -140,13 +159,15 @@ def extract(
     setting: Setting,
     mask: Mask,
     progress: Callable[[int], None] = lambda done: None,
+    ngrams: NgramFilter | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each document (by its place among all of them) what the model continued its prompt with, and how near
     that is to its true suffix: a flat dict of the setting, the metrics of goldfish.evaluation.metrics, texts and tokens.
 
     `kept`: the fate of each true suffix token under `mask`, as in training (what a mask by position does depends on
     where the document landed, so only masks of the text say something here). `true_pieces`, `pieces`: the tokens' texts.
-    Of "sample" the best continuation by RougeL stands here, and `exact_share` is the share of exact ones.
+    Of samples the best continuation by RougeL stands here, and `exact_share` is the share of exact ones. `ngrams`: what
+    "memfree" decoding refuses.
     """
     whole = [_prompt(document, setting, separator_id) for document in documents.values()]
     true_NS = torch.stack(whole)[:, 1 + setting.prefix_tokens :]
@@ -157,7 +178,7 @@ def extract(
     starts = [len(prompt) for prompt in prompts]
     read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
     guess_NS, logprob_NS, *_ = forced(model, read, starts, settings.batch_size)
-    made_NnS = _decode(model, prompts, true_NS, guess_NS, settings, setting, progress)
+    made_NnS = _decode(model, prompts, true_NS, guess_NS, settings, setting, progress, ngrams)
     rows = []
     for index, document in enumerate(documents.values()):
         true = true_NS[index].tolist()
@@ -196,25 +217,34 @@ def _decode(
     settings: Extraction,
     setting: Setting,
     progress: Callable[[int], None],
+    ngrams: NgramFilter | None,
 ) -> Tensor:
     """made_NnS: n is 1, or the number of samples."""
-    tokens, size = setting.suffix_tokens, settings.batch_size
-    if setting.decoding == "sample":
-        how = (settings.samples, settings.temperature, settings.top_k, settings.top_p, settings.seed)
-        return sample(model, prompts, tokens, *how, batch_size=size, progress=progress)
-    if setting.decoding == "beam":
-        return beam(model, prompts, tokens, settings.beams, batch_size=size, progress=progress)[:, None]
+    tokens, base = setting.suffix_tokens, setting.decoding.removeprefix("memfree").removeprefix("_") or "greedy"
+    how: dict[str, Any] = dict(batch_size=settings.batch_size, progress=progress)
+    if setting.refuses:
+        if ngrams is None:
+            raise ValueError(f"decoding={setting.decoding}: there is no filter of n-grams to refuse")
+        how["processors"] = [Refuse(ngrams, {"greedy": 1, "sample": None, "beam": 2 * settings.beams}[base])]
+    if base == "sample":
+        draw = (settings.samples, settings.temperature, settings.top_k, settings.top_p, settings.seed)
+        return sample(model, prompts, tokens, *draw, **how)
+    if base == "beam":
+        return beam(model, prompts, tokens, settings.beams, **how)[:, None]
+    if setting.refuses:
+        return greedy(model, prompts, tokens, **how)[:, None]
     # A row whose every guess is right, given the true tokens, is what greedy decoding makes: only the others are decoded.
     made_NS, wrong_N = true_NS.clone(), (guess_NS != true_NS).any(dim=1)
     if wrong_N.any():
         left = [prompts[index] for index in wrong_N.nonzero()[:, 0].tolist()]
-        made_NS[wrong_N] = greedy(model, left, tokens, true_NS[wrong_N], batch_size=size, progress=progress)
+        made_NS[wrong_N] = greedy(model, left, tokens, true_NS[wrong_N], **how)
     return made_NS[:, None]
 
 
 def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id: int) -> list[bool]:
     """Fates of the suffix tokens in the document as it is trained on: from its separator on."""
-    ids_1T = torch.tensor([[separator_id, *document.ids[: setting.tokens]]])
+    end = setting.start(document) + setting.prefix_tokens + setting.suffix_tokens
+    ids_1T = torch.tensor([[separator_id, *document.ids[:end]]])
     # A mask refuses rows that no window of h tokens fits into; what follows a row cannot change the fates in it.
     longer_1T = pad(ids_1T, (0, max(0, getattr(mask, "h", 0) + 1 - ids_1T.shape[1])))
     keep_T = mask(longer_1T, boundary_id=separator_id)[0, : ids_1T.shape[1]]
@@ -222,7 +252,8 @@ def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id
 
 
 def _prompt(document: InjectedDocument, setting: Setting, separator_id: int) -> Tensor:
-    return torch.tensor([separator_id, *document.ids[setting.offset : setting.tokens]])
+    start = setting.start(document)
+    return torch.tensor([separator_id, *document.ids[start : start + setting.prefix_tokens + setting.suffix_tokens]])
 
 
 def _listed(value: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from goldfish.data.datamodule import InjectedData
 from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
-from goldfish.evaluation.engine import Subject, processes
+from goldfish.evaluation.engine import Subject, ngrams_of, processes
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
@@ -27,7 +27,7 @@ from goldfish.evaluation.summary import SPLITS
 from goldfish.evaluation.utility import find_tasks, harness, mauve
 from goldfish.masks import KeepAll, Mask
 from goldfish.runs.record import RunDirectory, write_atomically
-from goldfish.training.trainer import Strategy
+from goldfish.training.strategies import Strategy
 
 
 class EvaluationJob:
@@ -80,8 +80,8 @@ class EvaluationJob:
         self.tasks: dict[str, Any] | None = None
         if tasks:
             self.tasks = dict(tasks=tasks, task_folder=task_folder, shots=task_shots, limit=task_limit)
-        self.accelerator = str(strategy.arguments["accelerator"])
-        self.processes = processes(strategy.arguments["devices"], self.accelerator)
+        self.accelerator = strategy.accelerator
+        self.processes = processes(strategy.devices, self.accelerator)
         self.run = None if run is None else Path(run)
         self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
         self.documents = None if documents is None else Path(documents)
@@ -123,6 +123,7 @@ class EvaluationJob:
         mask: Mask = KeepAll()
         exposures: Counter[str] = Counter()
         text: list[np.ndarray] = []
+        ngrams = None
         documents = self._documents(tokenizer)
         if self.run is not None:
             config = RunDirectory(self.run).config()
@@ -132,9 +133,15 @@ class EvaluationJob:
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
                 text = [self._data.prepare().background, *injected]
+            if self.evaluation.needs_ngrams:
+                self._data.prepare()
+                self._data.meet_budget(mask)
+                ngrams = ngrams_of(self.evaluation, self._data)
+        elif self.evaluation.needs_ngrams:
+            ngrams = self.evaluation.memfree.filter(tokenizer, None)
         cuda = self.accelerator != "cpu" and torch.cuda.is_available()
         model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
-        return Subject(model, tokenizer, documents, dict(exposures), mask, text)
+        return Subject(model, tokenizer, documents, dict(exposures), mask, text, ngrams)
 
     def utility(self, subject: Subject, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Add to the summary what was asked for: `perplexity`, MAUVE of each setting and split, `tasks`."""

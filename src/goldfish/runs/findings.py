@@ -1,4 +1,4 @@
-"""What a reader must know before the numbers: the verdict, reasons for care, and what differed between the runs."""
+"""What a reader must know before the numbers: the verdict, reasons for care, and what differed between the arms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from goldfish.runs import figures
+from goldfish.runs.arms import computing, differences
 from goldfish.runs.finished import Run
+from goldfish.runs.tables import Tables, combine
 
 _SAME = {
     "Commits differ": ("commit",),
@@ -18,6 +19,23 @@ _SAME = {
     "Python or library versions differ": ("python", "versions"),
 }
 _ENOUGH_SEEDS = 3
+
+
+def compared(tables: Tables) -> str:
+    """Return one line on what was compared: runs, arms, seeds, documents, exposures, tokens."""
+    runs = list(tables.labels.values())
+    seeds = tables.arms["seeds"]
+    trained = [run for run in runs if not run.result["control"]] or runs
+    documents = [len(run.documents("injected")) for run in trained]
+    exposures = [row["exposures"] for run in trained for row in run.documents("injected")]
+    parts = [
+        f"{_count(len(runs), 'run')} of {_count(len(tables.arms), 'arm')}",
+        f"{_range(seeds)} seed{'s' if seeds.max() > 1 else ''} each",
+        f"{_range(documents)} injected documents" + (f" seen {_range(exposures)} times" if exposures else ""),
+        f"{_range(tables.runs['input_tokens'])} input tokens",
+    ]
+    hs = tables.runs["h"].dropna()
+    return "; ".join([*parts, *([f"h={_range(hs)}"] if len(hs) else [])]) + "."
 
 
 def verdicts(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
@@ -38,42 +56,49 @@ def verdicts(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
         yield where + ("; ".join(parts) or "only control runs") + "."
 
 
-def warnings(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
-    """Yield each reason to read the numbers with care, as a sentence."""
+def warnings(tables: Tables) -> Iterator[tuple[str, str]]:
+    """Yield each reason to read the numbers with care: in a few words, and as a sentence."""
+    frame, runs = tables.runs, tables.labels
     trained = frame[~frame["control"]]
     if missing := list(trained.index[trained["control_rouge_l"].isna()]):
-        yield f"No control run, trained without the same injected documents, for {_list(missing)}."
-    arms = trained.assign(name=[figures.arm_name(row) for _, row in trained.iterrows()]).groupby(
-        ["study", "name"], sort=False
-    )
-    counts = [(name, rows["seed"].nunique()) for (_, name), rows in arms]
-    if few := [f"{name} ({count})" for name, count in counts if count < _ENOUGH_SEEDS]:
-        yield f"Fewer than {_ENOUGH_SEEDS} seeds, so differences may be chance: {_list(few)}."
+        yield "no control", f"No control run, trained without the same injected documents, for {_list(missing)}."
+    seeds = tables.arms["seeds"][~tables.arms["control"]]
+    if few := [f"{name} ({count})" for name, count in seeds.items() if count < _ENOUGH_SEEDS]:
+        yield "few seeds", f"Fewer than {_ENOUGH_SEEDS} seeds, so differences may be chance: {_list(few)}."
+    if repeated := list(frame.index[frame["repeated"]]):
+        yield "repeated runs", f"The same configuration and seed is there twice and counts once: {_list(repeated)}."
     low, high = frame["input_tokens"].min(), frame["input_tokens"].max()
-    if low < high:
-        yield f"Runs were trained on unequal numbers of input tokens, {low:,} to {high:,}."
+    if low < high and frame["supervised_tokens"].min() < 0.99 * frame["supervised_tokens"].max():
+        yield "unequal budgets", f"Runs were trained on unequal numbers of input tokens, {low:,} to {high:,}."
     for label, run in runs.items():
         counts = run.result["exposures"]
-        missing, extra = counts.get("missing", max(0, counts["planned"] - counts["seen"])), counts.get("extra", 0)
-        if missing or extra:
-            yield f"{label}: of {counts['planned']:,} planned exposures {missing:,} did not happen; {extra:,} happened unplanned."
+        missing_ones, extra = counts.get("missing", max(0, counts["planned"] - counts["seen"])), counts.get("extra", 0)
+        if missing_ones or extra:
+            yield (
+                "exposures not as planned",
+                f"{label}: of {counts['planned']:,} planned exposures {missing_ones:,} did not happen; "
+                f"{extra:,} happened unplanned.",
+            )
     for what, keys in _SAME.items():
         if len({json.dumps([run.environment[key] for key in keys], sort_keys=True) for run in runs.values()}) > 1:
-            yield f"{what} between runs; see the table of hardware and versions."
+            yield what.lower(), f"{what} between runs; see the table of hardware and versions."
     if dirty := [label for label, run in runs.items() if run.environment["dirty"]]:
-        yield f"The code had uncommitted changes in {_list(dirty)}."
+        yield "uncommitted code", f"The code had uncommitted changes in {_list(dirty)}."
     if unmeasured := [
         str(label) for label, row in frame.iterrows() if not math.isfinite(row["rouge_l"] + row["val_loss"])
     ]:
-        yield f"RougeL or validation loss is missing or not finite in {_list(unmeasured)}."
+        yield "missing numbers", f"RougeL or validation loss is missing or not finite in {_list(unmeasured)}."
 
 
-def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the values, in the order of `configs`, of each dotted key that is not the same in all of them."""
-    flat = [dict(_flatten(config)) for config in configs.values()]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    table = {key: [config.get(key, "—") for config in flat] for key in keys}
-    return {key: values for key, values in table.items() if len(set(values)) > 1}
+def config_differences(of: Mapping[str, Sequence[Run]]) -> dict[str, list[str]]:
+    """Return the values, an arm each, of every dotted key of the frozen configurations that is not the same in all.
+
+    Where an arm has several seeds, keys named seed are left out.
+    """
+    configs = [computing(runs[0].config) for runs in of.values()]
+    several = any(len(runs) > 1 for runs in of.values())
+    table = differences(configs)
+    return {key: values for key, values in table.items() if not (several and key.rpartition(".")[2] == "seed")}
 
 
 def environments(runs: Mapping[str, Run]) -> list[tuple[list[str], dict[str, Any]]]:
@@ -102,16 +127,19 @@ def _against(arm: pd.DataFrame) -> str:
     column, other = "control_rouge_l", "for a model that never saw them"
     if arm[column].isna().any():
         column, other = "never_seen_rouge_l", "on documents it never saw"
-    return f"RougeL {arm['rouge_l'].mean():.2f} against {arm[column].mean():.2f} {other}"
+    mean, low, high = combine([(value, math.nan, math.nan) for value in arm["rouge_l"]])
+    interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) and arm["group"].nunique() == 1 else ""
+    return f"RougeL {mean:.2f}{interval} against {arm[column].mean():.2f} {other}"
 
 
-def _list(labels: Sequence[str]) -> str:
-    return ", ".join(labels)
+def _list(labels: Sequence[str], most: int = 12) -> str:
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
-def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flatten(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, json.dumps(node, ensure_ascii=False, default=str)
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _range(values: Any) -> str:
+    low, high = int(min(values)), int(max(values))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,10 +1,10 @@
-"""Finished run directories, read and checked: every problem in every file is reported at once."""
+"""Finished runs and evaluations, read and checked: every problem in every file is reported at once."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,16 @@ _DOCUMENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("longest_prefix", "exposures"), (int,)),
     **dict.fromkeys(("pieces", "true_pieces", "kept"), (list,)),
 }
-_SETTING = ("prefix_tokens", "suffix_tokens", "offset", "edit_rate", "decoding")
+_SETTING: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("prefix_tokens", "suffix_tokens", "offset"), (int,)),
+    "edit_rate": (int, float),
+    "decoding": (str,),
+}
+_SUMMARY: dict[str, tuple[type, ...]] = {"settings": (list,), "membership": (dict,)}
+_SPLIT: dict[str, tuple[type, ...]] = {
+    "documents": (int,),
+    **{f"metrics.{name}.{part}": _NUMBER for name in _METRICS for part in ("mean", "low", "high")},
+}
 _ENVIRONMENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("command", "commit", "dirty", "python", "platform", "cpu", "cores", "started"), (object,)),
     "gpus": (list,),
@@ -44,9 +53,15 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
 }
 
 
+SETTING = tuple(_SETTING)  # the five values of a way to extract
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left in `dir`: result, config, environment, a dict a document, and logged metrics by step."""
+    """What a finished run left in `dir`: result, config, environment, a dict a document, logged metrics by step.
+
+    `summary` (intervals, membership inference) and `exposures` (document, step) are empty where the files are missing.
+    """
 
     dir: Path
     result: dict[str, Any]
@@ -54,16 +69,27 @@ class Run:
     environment: dict[str, Any]
     extraction: list[dict[str, Any]]
     metrics: pd.DataFrame
+    summary: dict[str, Any]
+    exposures: pd.DataFrame
 
     def documents(self, split: str) -> list[dict[str, Any]]:
         """Return the evaluated documents of one split, "injected" or "never_seen", in the order of the file."""
         return [document for document in self.extraction if document["split"] == split]
 
 
-def collect(paths: Sequence[Path]) -> list[Run]:
-    """Return every finished run at or below `paths`; raises ValueError if there is none or any is malformed."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What goldfish-eval left in `dir`: its configuration and its summary.json."""
+
+    dir: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def collect(paths: Sequence[Path], may_be_none: bool = False) -> list[Run]:
+    """Return every finished run at or below `paths`; raises ValueError if any is malformed, or there is none and should be."""
     folders = {file.parent.resolve(): file.parent for path in paths for file in path.rglob("result.json")}
-    if not folders:
+    if not folders and not may_be_none:
         message = ["no finished run (a folder in which training wrote result.json, its last file) at or below:"]
         message += [f"  {path}" + ("" if path.is_dir() else " (no such folder)") for path in paths]
         if waiting := unfinished(paths):
@@ -77,14 +103,57 @@ def collect(paths: Sequence[Path]) -> list[Run]:
 
 
 def unfinished(paths: Sequence[Path]) -> list[Path]:
-    """Return the folders at or below `paths` that have a run's config.yaml but no result.json."""
+    """Return the folders at or below `paths` of runs and evaluations that began (config.yaml) and did not end."""
     # Hydra keeps a config.yaml of its own in <job>/.hydra, which is no run.
     configs = {file.parent for path in paths for file in path.rglob("config.yaml") if file.parent.name != ".hydra"}
-    return sorted(folder for folder in configs if not (folder / "result.json").exists())
+    return sorted(folder for folder in configs if not (folder / "result.json").exists() and not _evaluated(folder))
+
+
+def evaluations(paths: Sequence[Path]) -> list[Evaluation]:
+    """Return every finished goldfish-eval at or below `paths`; raises ValueError if any is malformed."""
+    folders = {file.parent.resolve(): file.parent for path in paths for file in path.rglob("summary.json")}
+    problems: list[str] = []
+    found = []
+    for _, folder in sorted(folders.items()):
+        if not _evaluated(folder):
+            continue
+        load = _loader(folder, problems)
+        config, summary = load("config.yaml", yaml.safe_load, {}), load("summary.json", json.loads, _SUMMARY)
+        problems.extend(_in_settings(folder / "summary.json", summary))
+        found.append(Evaluation(folder, config, summary))
+    if problems:
+        raise ValueError("\n".join(["malformed evaluations:", *(f"  {problem}" for problem in problems)]))
+    return found
+
+
+def _evaluated(folder: Path) -> bool:
+    """Whether goldfish-eval finished here; a run's summary.json stands beside its model."""
+    return (
+        (folder / "summary.json").exists() and not (folder / "result.json").exists() and not (folder / "model").exists()
+    )
 
 
 def _read(folder: Path, problems: list[str]) -> Run:
     """Return the run in `folder`, adding what is wrong with its files to `problems`."""
+
+    load = _loader(folder, problems)
+    result = load("result.json", json.loads, _RESULT)
+    if isinstance(result, dict) and result.get("schema", 1) != 1:
+        problems.append(f"{folder / 'result.json'}: key 'schema' is {result['schema']!r}, but only 1 can be read")
+    return Run(
+        folder,
+        result,
+        load("config.yaml", yaml.safe_load, {}),
+        load("environment.json", json.loads, _ENVIRONMENT),
+        _main_setting(load("extraction.parquet", lambda content: read_rows(io.BytesIO(content)), _DOCUMENT)),
+        load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
+        _summary(folder, load, problems),
+        load("exposures.csv", _exposures) if (folder / "exposures.csv").exists() else pd.DataFrame(),
+    )
+
+
+def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
+    """Return what reads a file of `folder`, checks its keys, and adds what is wrong to `problems`."""
 
     def load(name: str, parse: Callable[[Any], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
         file = folder / name
@@ -102,17 +171,30 @@ def _read(folder: Path, problems: list[str]) -> Run:
                 problems.extend(f"{file}{f', row {number}' * rows}: {problem}" for problem in _problems(item, keys))
         return value
 
-    result = load("result.json", json.loads, _RESULT)
-    if isinstance(result, dict) and result.get("schema", 1) != 1:
-        problems.append(f"{folder / 'result.json'}: key 'schema' is {result['schema']!r}, but only 1 can be read")
-    return Run(
-        folder,
-        result,
-        load("config.yaml", yaml.safe_load, {}),
-        load("environment.json", json.loads, _ENVIRONMENT),
-        _main_setting(load("extraction.parquet", lambda content: read_rows(io.BytesIO(content)), _DOCUMENT)),
-        load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
-    )
+    return load
+
+
+def _summary(folder: Path, load: Callable[..., Any], problems: list[str]) -> dict[str, Any]:
+    if not (folder / "summary.json").exists():
+        return {}
+    summary: dict[str, Any] = load("summary.json", json.loads, _SUMMARY)
+    problems.extend(_in_settings(folder / "summary.json", summary))
+    return summary
+
+
+def _in_settings(file: Path, summary: Any) -> Iterator[str]:
+    """Yield what is wrong with the settings of a summary.json and with their splits."""
+    settings = summary.get("settings") if isinstance(summary, dict) else None
+    for number, setting in enumerate(settings if isinstance(settings, list) else (), start=1):
+        keys: dict[str, tuple[type, ...]] = dict(_SETTING)
+        for split in ("injected", "never_seen"):
+            if isinstance(setting, dict) and split in setting:
+                keys |= {f"{split}.{key}": kinds for key, kinds in _SPLIT.items()}
+        yield from (f"{file}, setting {number}: {problem}" for problem in _problems(setting, keys))
+
+
+def _exposures(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text), usecols=["document", "step"], dtype={"document": str})
 
 
 def _main_setting(rows: list[dict[str, Any]] | None) -> Any:

@@ -39,14 +39,17 @@ class RunDirectoryError(ValueError):
 def identity(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for two configurations if and only if they compute the same."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
+    if "data" in kept:
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def label(config: dict[str, Any]) -> str:
-    """A run's name for tables and folders: its own, its arm's, or the mask's."""
+    """A run's name for tables and folders: its own, its arm's, or that of its mask or way to unlearn."""
     if config["name"] or config["arm"]:
         return str(config["name"] or config["arm"])
+    if "unlearning" in config:
+        return str(config["unlearning"]["_target_"].rpartition(".")[2].lower())
     mask = config["mask"]
     if mask.get("k") is None:
         return "standard"

@@ -3,27 +3,44 @@
 import math
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from goldfish.runs.launch import ENDED, log_tail
 from goldfish.runs.record import RunDirectory
 
 QUIET_SECONDS = 15.0  # between two lines where there is no terminal to draw on
+LAST_ENDED = 3  # runs shown after their end
+MANY = 4  # running at once: without a terminal, more are only counted
 
 
 class Watch:
-    """Shows a line for each run while the `with` block lasts: bar, step, loss, tokens/s and time left."""
+    """Shows a line for each running run while the `with` block lasts: bar, step, loss, tokens/s and time left.
 
-    def __init__(self, run_dirs: dict[Path, str], console: Console) -> None:
-        self._console = console
-        self._records = {RunDirectory(path): name for path, name in run_dirs.items()}
+    `finished_before`: the runs of the sweep that are none of `run_dirs` because they are finished; with it the sweep's
+    counts and time left are shown, and a failed run is told with the end of its log when it fails. None: a single run.
+    """
+
+    def __init__(self, run_dirs: dict[Path, str], console: Console, finished_before: int | None = None) -> None:
+        self._console, self._finished_before = console, finished_before
+        self._names = {RunDirectory(path): name for path, name in run_dirs.items()}
+        self._before = {record: record.progress() for record in self._names}
+        self._states: dict[RunDirectory, dict[str, Any]] = {record: {"state": "waiting"} for record in self._names}
+        self._since: dict[RunDirectory, float] = {}
+        self._durations: list[float] = []
+        self._most_at_once = 1
+        self._ended: list[RunDirectory] = []
         self._done = threading.Event()
-        self._since = time.time()
         self._thread = threading.Thread(target=self._terminal if console.is_terminal else self._lines, daemon=True)
+        self.told: set[Path] = set()
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -35,51 +52,129 @@ class Watch:
         self._done.set()
         self._thread.join()
 
+    def look(self) -> Iterator[RunDirectory]:
+        """Read what the runs say; yield those whose state has changed."""
+        for record, last in self._states.items():
+            state = self._state(record) if last["state"] != "finished" else last
+            self._states[record] = state
+            if state["state"] != last["state"]:
+                self._keep_time(record, state["state"])
+                yield record
+        self._most_at_once = max(self._most_at_once, len(self._running()))
+
     def _state(self, record: RunDirectory) -> dict[str, Any]:
         """What the run last said, unless that was said by an earlier attempt."""
         if record.finished:
             return {"state": "finished", "step": 1, "steps": 1}
         progress = record.progress()
-        return progress if progress.get("time", 0) >= self._since else {"state": "waiting"}
+        return {"state": "waiting"} if progress == self._before[record] else progress
+
+    def _keep_time(self, record: RunDirectory, state: str) -> None:
+        now = time.monotonic()
+        if state.startswith("waiting"):
+            self._since.pop(record, None)
+        elif state not in ENDED:
+            self._since.setdefault(record, now)
+        else:
+            self._ended = [*(other for other in self._ended if other is not record), record]
+            started = self._since.pop(record, None)
+            if state == "finished" and started is not None:
+                self._durations.append(now - started)
+
+    def _running(self) -> list[RunDirectory]:
+        return list(self._since)
+
+    def counts(self) -> str:
+        """How many runs of the sweep are finished, failed, running, waiting, and how long it will still take."""
+        states = [state["state"] for state in self._states.values()]
+        finished = states.count("finished") + (self._finished_before or 0)
+        others = {
+            "failed": states.count("failed") + states.count("refused"),
+            "interrupted": states.count("interrupted"),
+            "running": len(self._since),
+            "waiting": sum(state.startswith("waiting") for state in states),
+        }
+        said = [f"{finished} of {len(states) + (self._finished_before or 0)} finished"]
+        said += [f"{number} {what}" for what, number in others.items() if number]
+        left = self._seconds_left(others["waiting"])
+        return ", ".join(said) + (f"; about {_duration(left)} left" if left else "")
+
+    def _seconds_left(self, waiting: int) -> float | None:
+        """Of the sweep: each run is taken to last as long as the finished ones did, or as the running ones foresee."""
+        now = time.monotonic()
+        spent = {record: now - since for record, since in self._since.items()}
+        foreseen = {record: self._states[record].get("seconds_left", 0.0) for record in spent}
+        known = self._durations or [spent[record] + left for record, left in foreseen.items() if left]
+        if not known:
+            return None
+        usual = sum(known) / len(known)
+        running = sum(max(usual - spent[record], foreseen[record]) for record in spent)
+        return float(max(0.0, running) + waiting * usual) / self._most_at_once
+
+    def _tell(self, record: RunDirectory) -> None:
+        """Print why a run of a sweep failed, as soon as it has."""
+        state = self._states[record]
+        if self._finished_before is not None and state["state"] in ("failed", "refused"):
+            self.told.add(record.path)
+            tail = log_tail(record.path) if state["state"] == "failed" else ""
+            end = f"\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else ""
+            text = f"{state['state']}: {record.path}\n{state.get('error', '')}{end}\n"
+            self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def __rich__(self) -> Group:
+        """The last runs that ended, the running ones, and the counts; never higher than the terminal."""
+        shown = self._running() if self._finished_before is not None else list(self._names)
+        room = max(1, self._console.height - LAST_ENDED - 3)
+        rows = Table.grid(padding=(0, 1))
+        ended = self._ended[-LAST_ENDED:] if self._finished_before is not None else []
+        for record in [*ended, *shown[:room]]:
+            state = self._states[record]
+            done, total = state.get("step", state.get("done", 0)), state.get("steps", state.get("total", 1))
+            rows.add_row(
+                Text(self._names[record], no_wrap=True),
+                ProgressBar(total, done, width=24),
+                Text(_line(state), no_wrap=True, overflow="ellipsis"),
+            )
+        parts: list[Any] = [rows]
+        if len(shown) > room:
+            parts.append(Text(f"and {len(shown) - room} more running"))
+        if self._finished_before is not None:
+            parts.append(Text(self.counts()))
+        return Group(*parts)
 
     def _terminal(self) -> None:
-        columns = [
-            TextColumn("{task.description:<16}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}", markup=False),
-        ]
-        with Progress(*columns, console=self._console, refresh_per_second=4) as bars:
-            tasks = {record: bars.add_task(name, total=1, line="") for record, name in self._records.items()}
+        with Live(self, console=self._console, refresh_per_second=4) as live:
             while True:
-                done = self._done.wait(0.25)
-                for record, task in tasks.items():
-                    state = self._state(record)
-                    bars.update(
-                        task,
-                        completed=state.get("step", state.get("done", 0)),
-                        total=state.get("steps", state.get("total", 1)),
-                        line=_line(state),
-                    )
+                done = self._done.wait(0.5)
+                for record in self.look():
+                    self._tell(record)
                 if done:
+                    live.refresh()
                     return
 
     def _lines(self) -> None:
-        told: dict[RunDirectory, str] = {}
-        last = time.time()
+        last = time.monotonic()
         while True:
             done = self._done.wait(0.5)
-            due = time.time() - last > QUIET_SECONDS
-            last = time.time() if due else last
-            for record, name in self._records.items():
-                state = self._state(record)
-                changed = state["state"] != told.get(record, "waiting")
-                if (changed and state["state"] in ("training", "finished", "failed", "interrupted")) or (
-                    due and ("loss" in state or "total" in state)
-                ):
-                    self._console.print(f"{name:<16} {_line(state)}", markup=False, highlight=False)
-                told[record] = state["state"]
+            due = time.monotonic() - last > QUIET_SECONDS
+            last = time.monotonic() if due else last
+            changed = list(self.look())
+            few = len(self._since) <= MANY
+            for record, state in list(self._states.items()):
+                start_or_end = record in changed and (state["state"] in (*ENDED, "training") or "GPU" in state["state"])
+                if start_or_end or (due and few and ("loss" in state or "total" in state)):
+                    self._print(f"{self._names[record]:<16} {_line(state)}")
+                if record in changed:
+                    self._tell(record)
+            if self._finished_before is not None and (
+                due or any(self._states[record]["state"] in ENDED for record in changed)
+            ):
+                self._print(self.counts())
             if done:
                 return
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(state: dict[str, Any]) -> str:

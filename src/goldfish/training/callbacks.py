@@ -1,7 +1,5 @@
 """What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -53,15 +51,11 @@ class Ledger(pl.Callback):
     ) -> None:
         """Record the batch's exposures; steps count from 0."""
         step, (rank, _) = trainer.global_step - 1, shares_of(trainer)
-        found = batch["document"].cpu() >= 0
-        if not found.any():
-            return
-        columns = (batch[key].cpu()[found].tolist() for key in ("document", "occurrence", "visit", "offset", "length"))
-        dropped = ~module.kept[found.to(module.kept.device)].cpu().numpy()
-        for (document, occurrence, row, offset, length), dropped_T in zip(
-            zip(*columns, strict=True), dropped, strict=True
-        ):
-            bits = np.packbits(dropped_T[offset : offset + length]).tobytes()
+        for b in [index for index, document in enumerate(batch["document"].tolist()) if document >= 0]:
+            document, occurrence, row, offset, length = (
+                int(batch[key][b]) for key in ("document", "occurrence", "visit", "offset", "length")
+            )
+            bits = np.packbits(~module.kept[b, offset : offset + length].cpu().numpy()).tobytes()
             self._fresh.append(Exposure(document, occurrence, step, rank, row, offset, length, bits))
 
     def gather(self, trainer: pl.Trainer) -> list[Exposure]:
@@ -157,12 +151,6 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self, requested: Callable[[], bool], path: str) -> None:
         self.requested, self.path = requested, path
-        self._handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Undo Lightning's own SIGTERM handler: it starts a broadcast wherever a process happens to be, which hangs."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save and raise `Interrupted` on all devices if one of them was asked to stop."""

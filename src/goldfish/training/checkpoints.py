@@ -79,6 +79,15 @@ def damage(path: Path) -> str | None:
     return f"the checksum of {wrong_part} is wrong" if wrong_part else None
 
 
+def forget_previous(last: Path) -> None:
+    """Remove the checkpoint before the last one, which a finished run needs no more."""
+    previous = last.with_stem("previous")
+    if previous.is_dir():
+        shutil.rmtree(previous)
+    else:
+        previous.unlink(missing_ok=True)
+
+
 def newest(last: Path, say: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint, None if there never was one. A damaged one is named, put aside, and not used.
 
@@ -107,9 +116,17 @@ def newest(last: Path, say: Callable[[str], None]) -> Path | None:
 def as_file(folder: Path, out: Path) -> Path:
     """Make one file of a sharded checkpoint, for strategies that read no folders."""
     from lightning.fabric.utilities.load import _load_distributed_checkpoint
-    from lightning.pytorch.utilities.consolidate_checkpoint import _format_checkpoint
 
+    checkpoint = _load_distributed_checkpoint(folder)
+    optimizer = checkpoint.pop("optimizer_0")
+    names = [name for group in optimizer["param_groups"] for name in group["params"]]
+    number = {name: index for index, name in enumerate(names)}  # a plain optimizer knows its parameters by number
+    for group in optimizer["param_groups"]:
+        group["params"] = [number[name] for name in group["params"]]
+    optimizer["state"] = {number[name]: state for name, state in optimizer["state"].items()}
+    checkpoint["optimizer_states"] = [optimizer]
+    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    torch.save(_format_checkpoint(_load_distributed_checkpoint(folder)), temporary)
+    torch.save(checkpoint, temporary)
     os.replace(temporary, out)
     return out

@@ -1,9 +1,12 @@
 """Where metrics go while a run trains."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Loggers:
@@ -23,8 +26,10 @@ class Loggers:
         return loggers
 
 
-def merged_metrics(run_dir: Path) -> pd.DataFrame:
+def merged_metrics(run_dir: Path) -> "pd.DataFrame":
     """All attempts' metrics by step; where a later attempt did a step again, its entry counts."""
+    import pandas as pd  # 0.2 s, once training has ended
+
     frame = pd.DataFrame({"step": []})
     for path in sorted((run_dir / "csv").glob("*/metrics.csv")):
         attempt = pd.read_csv(path)

@@ -114,7 +114,8 @@ class GoldfishModule(pl.LightningModule):
                 loss, others = self.run(self._losses, ids_mBT, keep_mBT, logs)
                 # Gradients are averaged over the shares, so each share's is scaled back up to a sum.
                 self.manual_backward(loss * (shares_of(self.trainer)[1] / count.clamp(min=1)))
-            sums += torch.stack([loss.detach(), *others])
+            if logs or self.objective.weighted:
+                sums += torch.stack([loss.detach(), *others])
 
         if self.objective.weighted:  # so far divided by the number of targets; their weights are known only now
             weight = self._global_sum(sums[1]).clamp(min=1e-12)

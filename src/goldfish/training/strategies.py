@@ -4,7 +4,7 @@ A strategy becomes arguments of lightning.pytorch.Trainer; one that shards the m
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -241,5 +241,4 @@ def clip_gradients(model: nn.Module, largest: float) -> None:
 def whole_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
     """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Tensor] = get_model_state_dict(model, options=options)
-    return weights
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

@@ -96,4 +96,8 @@ class TrainerSettings:
         )
         arguments |= strategy.arguments() | self.options
         checkpoints = AsyncCheckpointIO(WholeCheckpoints()) if self.async_checkpoints else WholeCheckpoints()
-        return pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
+        # StopOnSignal) waits for the end of the step.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer

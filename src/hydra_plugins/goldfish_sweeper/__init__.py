@@ -1,11 +1,15 @@
-"""A Hydra sweeper that runs named arms (settings that belong together) times a grid, and reports on them."""
+"""Hydra sweepers: named arms (settings that belong together) times a grid, or values that Optuna proposes."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -13,42 +17,95 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class ArmSweeper(Sweeper):
-    """`arms`: name -> list of overrides. `params`: key -> comma-separated values, as in Hydra's basic sweeper."""
+    """`arms`: name -> list of overrides. `params`: key -> comma-separated values, as in Hydra's basic sweeper.
 
-    def __init__(self, arms: dict[str, list[str]] | None = None, params: dict[str, str] | None = None) -> None:
+    `search`: settings of goldfish.cli.search.Search; then Optuna proposes the values of the keys with several.
+    """
+
+    def __init__(
+        self,
+        arms: dict[str, list[str]] | None = None,
+        params: dict[str, str] | None = None,
+        search: dict[str, Any] | None = None,
+    ) -> None:
         self.arms = {str(name): list(overrides) for name, overrides in (arms or {}).items()}
         self.params = dict(params or {})
+        self.search: Any = search and OmegaConf.to_container(OmegaConf.create(search))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what `sweep` needs; Hydra calls it."""
         self._loader: Any = hydra_context.config_loader
         self._config = config
+        self._in_place_of_jobs = getattr(task_function, "run_sweep", None)
         self._launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Compose, check, launch and report all jobs; leaves the process with the sweep's exit code."""
+        from goldfish.cli.search import Search, search
         from goldfish.cli.sweep import expand, run_sweep
-        from goldfish.cli.train import plain
+        from goldfish.config import ConfigError, build
 
-        parser = OverridesParser.create(config_loader=self._loader)
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        overrides = self.overrides(arguments)
+        if self.search:
+            if self._in_place_of_jobs:
+                raise ConfigError(["--dry-run: what a search will try is not known before; type one of its settings"])
+            sys.exit(search(build(Search, self.search), overrides, self.composed, self.launch))
         named = [override for override in overrides if override.key_or_group == "arm"]
         chosen = [str(value) for override in named for value in _values(override)] if named else None
         ((*grid,),) = BasicSweeper.split_arguments([o for o in overrides if o.key_or_group != "arm"], None)
         jobs = expand(self.arms, grid, chosen)
-        configs = [plain(self._loader.load_sweep_config(self._config, job)) for job in jobs]
-        sys.exit(run_sweep(jobs, configs, lambda todo: [done.return_value for done in self._launcher.launch(todo, 0)]))
+        run = self._in_place_of_jobs or run_sweep
+        sys.exit(run(jobs, [self.composed(job) for job in jobs], self.launch))
+
+    def overrides(self, arguments: list[str]) -> list[Override]:
+        """`params` and the command line's arguments, parsed."""
+        parser = OverridesParser.create(config_loader=self._loader)
+        return parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+
+    def composed(self, job: list[str]) -> dict[str, Any]:
+        """The configuration of a job as plain values."""
+        from goldfish.cli.train import plain
+
+        return plain(self._loader.load_sweep_config(self._config, job))
+
+    def launch(self, jobs: list[list[str]]) -> list[Any]:
+        """What came of each job: its Outcome, or the exception that its launcher met."""
+        with self._lost_jobs_returned():
+            returned = self._launcher.launch(jobs, 0)
+        return [getattr(done, "_return_value", done) for done in returned]
+
+    @contextlib.contextmanager
+    def _lost_jobs_returned(self) -> Iterator[None]:
+        """Have submitit return the error of a job that it lost: Hydra's launcher would raise, and forget the others."""
+        if "submitit" not in type(self._launcher).__module__:
+            yield
+            return
+        from submitit.core.core import Job
+
+        results = Job.results
+
+        def returned(job: Any) -> Any:
+            try:
+                return results(job)
+            except Exception as error:
+                return [error]
+
+        with mock.patch.object(Job, "results", returned):
+            yield
 
 
 def _values(override: Any) -> list[Any]:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="arms",
-    node=OmegaConf.create({"_target_": "hydra_plugins.goldfish_sweeper.ArmSweeper", "arms": {}, "params": {}}),
-    provider="goldfish",
-)
+for name, search in [("arms", None), ("optuna", {"objective": "val_loss"})]:
+    ConfigStore.instance().store(
+        group="hydra/sweeper",
+        name=name,
+        node=OmegaConf.create(
+            {"_target_": "hydra_plugins.goldfish_sweeper.ArmSweeper", "arms": {}, "params": {}, "search": search}
+        ),
+        provider="goldfish",
+    )

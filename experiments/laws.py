@@ -1,0 +1,105 @@
+"""The three laws of Quantifying Memorization (arXiv 2202.07646), fitted to runs. Seconds, no training.
+
+python experiments/laws.py --size logs/law_size --repeats logs/law_repeats --context logs/law_context
+                                     writes results.csv, fits.csv and figure.svg into experiments/laws/
+python experiments/laws.py           fits and draws again from results.csv
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+from goldfish.evaluation.laws import Law, extracted_documents, fit
+from goldfish.evaluation.statistics import interval
+from goldfish.runs.figures import BLUE, STYLE, VERMILION
+
+# law -> the column that is varied, and what it is
+LAWS = {
+    "size": ("parameters", "parameters"),
+    "repeats": ("bucket", "repeats (middle of the bucket)"),
+    "context": ("prefix_tokens", "prompt (tokens)"),
+}
+LOOKS = {"greedy": (BLUE, "o", "-", 1.0), "beam": (VERMILION, "s", "--", 1.04)}  # the last: beside, not above
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for law in LAWS:
+        parser.add_argument(f"--{law}", type=Path, help="folder of its runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""), help="folder of the results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.csv"
+    given = {law: folder for law in LAWS if (folder := getattr(options, law)) is not None}
+    if given:
+        found = pd.concat([extracted(extracted_documents([folder]), law) for law, folder in given.items()])
+        found.to_csv(results, index=False, float_format="%.6g", lineterminator="\n")
+    rows = pd.read_csv(results)
+    groups = rows.groupby(["law", "decoding"], sort=False)
+    fits = {key: fit(own["document"].tolist(), own["x"], own["extracted"]) for key, own in groups}
+    names = ["slope", "low", "high", "r2"]
+    table = pd.DataFrame([[*key, *(getattr(line, name) for name in names)] for key, line in fits.items()])
+    table.columns = pd.Index(["law", "decoding", *names])
+    table.to_csv(options.out / "fits.csv", index=False, float_format="%.3f", lineterminator="\n")
+    (options.out / "figure.svg").write_text(draw(rows, fits), encoding="utf-8")
+    print(table.to_string(index=False, float_format="%.2f"))
+
+
+def extracted(rows: pd.DataFrame, law: str) -> pd.DataFrame:
+    """A row for each decoding, value of what the law varies, and document: the share of `runs` that extracted it."""
+    column, _ = LAWS[law]
+    # One suffix for all prompts; elsewhere everything before it is the prompt.
+    rows = (
+        rows[rows["offset"] == -1] if law == "context" else rows[rows["prefix_tokens"] == rows["prefix_tokens"].max()]
+    )
+    rows = rows[rows.groupby("decoding")[column].transform("nunique") >= 3]
+    shares = rows.groupby(["decoding", column, "document"]).agg(
+        extracted=("exact_match", "mean"), runs=("run", "nunique")
+    )
+    shares = (
+        shares.sort_index(ascending=[False, True, True]).reset_index().rename(columns={column: "x"})
+    )  # greedy first
+    return shares.assign(law=law)[["law", "decoding", "x", "document", "extracted", "runs"]]
+
+
+def draw(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:
+    """SVG: extracted documents against each of the three, with intervals and the fitted lines."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a personal matplotlibrc must not change the figure
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        laws = list(dict.fromkeys(law for law, _ in fits))
+        for axes, law in zip(figure.subplots(1, len(laws), sharey=True, squeeze=False)[0], laws, strict=True):
+            axes.set(xscale="log", xlabel=f"{LAWS[law][1]}, log scale", ylim=(-4, 104))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            for (name, decoding), line in fits.items():
+                if name != law:
+                    continue
+                own = rows[(rows["law"] == law) & (rows["decoding"] == decoding)]
+                bounds = [interval(group.to_numpy()) for _, group in own.groupby("x")["extracted"]]
+                share_X = 100 * line.share_X
+                errors = [[s - 100 * low for s, (low, _) in zip(share_X, bounds, strict=True)]]
+                errors += [[100 * high - s for s, (_, high) in zip(share_X, bounds, strict=True)]]
+                colour, marker, dashes, beside = LOOKS[decoding]
+                axes.errorbar(line.x_X * beside, share_X, errors, color=colour, marker=marker, linestyle="", capsize=2)
+                at = pd.Series(line.x_X[[0, -1]])
+                about = (
+                    f"{decoding}: {line.slope:.0f} [{line.low:.0f}, {line.high:.0f}] points a decade, R² {line.r2:.2f}"
+                )
+                axes.plot(at, line.at(at.to_numpy()), color=colour, linestyle=dashes, label=about)
+            axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+        figure.axes[0].set_ylabel("extracted documents (%)")
+        with matplotlib.rc_context({"svg.hashsalt": "laws"}):
+            figure.savefig(target := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator")))
+        return target.getvalue()
+
+
+if __name__ == "__main__":
+    main()

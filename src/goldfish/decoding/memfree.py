@@ -1,0 +1,272 @@
+"""MemFree decoding (arXiv 2210.17546): no n-gram that occurs often in the training text is ever completed.
+
+The n-grams are kept in a Bloom filter, which has no false negatives: an n-gram that is in it is always refused. Shapes:
+B rows, P tokens read so far (prompt and continuation), V vocabulary, T tokens of a training row, N n-grams.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from rbloom import Bloom
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from goldfish.data.cache import Damaged, seal, unseal
+from goldfish.data.overlap import ngram_hashes
+
+FORMAT = 1  # raise it when the same n-grams give other bits
+AT_ONCE = 1 << 22  # n-grams counted together: about 64 bytes each
+PROBES = 100_000  # random n-grams by which the rate of false positives is measured
+
+Rows = Callable[[], Iterable[np.ndarray]]
+
+
+def _itself(hashed: int) -> int:
+    """rbloom takes 128 bits: 64 of ours, which are the same in every process (Python's `hash` is not)."""
+    return hashed
+
+
+class NgramFilter:
+    """The n-grams of a training text, in a Bloom filter of `-N ln(error_rate) / ln(2)^2` bits; made by `build` or `load`.
+
+    Beside each n-gram its first n - 1 tokens are in it, so that most windows need one look-up and not one a token.
+    `header`: plain numbers of what is in it: `ngram` (tokens), `min_count`, `ngrams` (N), `counted` (n-grams of the text,
+    with repeats), `error_rate` (wanted) and `measured_error_rate` (share of random n-grams that it holds by mistake),
+    `bits`, `tokenizer` (a fingerprint), `tokenizer_name`, `vocabulary`, `source`.
+    """
+
+    def __init__(self, bloom: Bloom, header: dict[str, Any]) -> None:
+        self._bloom, self.header, self.ngram = bloom, header, int(header["ngram"])
+
+    @classmethod
+    def build(
+        cls,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        ngram: int = 10,
+        min_count: int = 10,
+        error_rate: float = 1e-4,
+        source: str = "",
+    ) -> "NgramFilter":
+        """Keep the n-grams that occur at least `min_count` times.
+
+        `rows()` gives the text as integer arrays (..., T), the same ones each time; n-grams lie within a row. Memory:
+        about 300 MB and the filter, whatever the text; it is read once for every 4 million n-grams. `source`: a name
+        for the header. ValueError if no n-gram is so frequent: it says what to lower.
+        """
+        kept_N, prefix_N, counted, most = _frequent(rows, ngram, min_count)
+        if not counted:
+            raise ValueError(f"ngram={ngram}: no row of the text has so many tokens; lower it")
+        if not len(kept_N):
+            raise ValueError(
+                f"min_count={min_count}: no {ngram}-gram of the text occurs so often, so the filter would be empty and refuse "
+                f"nothing. The most frequent one occurs {most} times: lower min_count to {most} or less, or lower ngram"
+            )
+        prefix_N = np.unique(prefix_N)
+        bloom = Bloom(len(kept_N) + len(prefix_N), error_rate, _itself)
+        for hashes in (kept_N, prefix_N):
+            for low in range(0, len(hashes), AT_ONCE):
+                bloom.update(hashes[low : low + AT_ONCE].tolist())
+        probes = np.random.default_rng(0).integers(0, len(tokenizer), (PROBES, ngram))
+        missing = np.setdiff1d(ngram_hashes(probes, ngram), kept_N).tolist()
+        header = {
+            "format": FORMAT,
+            "ngram": ngram,
+            "min_count": min_count,
+            "ngrams": len(kept_N),
+            "counted": counted,
+            "error_rate": error_rate,
+            "measured_error_rate": sum(one in bloom for one in missing) / max(1, len(missing)),
+            "bits": bloom.size_in_bits,
+            "tokenizer": fingerprint(tokenizer),
+            "tokenizer_name": str(tokenizer.name_or_path),
+            "vocabulary": len(tokenizer),
+            "source": source,
+        }
+        return cls(bloom, header)
+
+    def save(self, folder: Path) -> None:
+        """Write the filter, and its header as JSON, into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._bloom.save(folder / "ngrams.bloom")
+        seal(folder, self.header)
+
+    @classmethod
+    def load(cls, folder: Path) -> "NgramFilter":
+        """Read what `save` wrote. ValueError if it is damaged, or was written by another version."""
+        try:
+            header = unseal(folder)
+        except (Damaged, FileNotFoundError) as damage:
+            raise ValueError(
+                f"{folder}: no whole MemFree filter there ({damage}); remove it, and it is built again"
+            ) from damage
+        if header.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder}: a MemFree filter of format {header.get('format')}, wanted {FORMAT}; build it again"
+            )
+        return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+        """ValueError, which names the filter as `where`, if it was built with another tokenizer."""
+        if self.header["tokenizer"] != fingerprint(tokenizer):
+            raise ValueError(
+                f"{where}: this MemFree filter was built with another tokenizer ({self.header['tokenizer_name']!r}, "
+                f"{self.header['vocabulary']} tokens) than the model's ({str(tokenizer.name_or_path)!r}, {len(tokenizer)} "
+                "tokens), so its ids are other text; build one with the model's own"
+            )
+
+    def begins(self, window_BW: np.ndarray) -> np.ndarray:
+        """bool_B: may these n - 1 tokens be the start of a filtered n-gram?"""
+        return np.array(
+            [one in self._bloom for one in ngram_hashes(window_BW, self.ngram - 1)[:, 0].tolist()], dtype=bool
+        )
+
+    def completes(self, window_W: np.ndarray, token_M: np.ndarray) -> np.ndarray:
+        """bool_M: which tokens, after these n - 1 tokens, complete a filtered n-gram (or a false positive)?"""
+        window_MW = np.broadcast_to(window_W, (len(token_M), self.ngram - 1))
+        hashes_M = ngram_hashes(np.concatenate([window_MW, token_M[:, None]], axis=1), self.ngram)[:, 0]
+        return np.array([one in self._bloom for one in hashes_M.tolist()], dtype=bool)
+
+
+class Refuse(LogitsProcessor):
+    """For `generate`: sets the score of every token that would complete a filtered n-gram to -inf.
+
+    The prompt seeds the window; every row (also every beam) has its own. Where a window begins a filtered n-gram, tokens
+    are tried from the likeliest down until `wanted` are allowed, and those that were not tried are refused too: 1 is
+    enough for greedy decoding, 2 x beams for beams; None tries all, as sampling needs. Padding before a short prompt counts
+    as tokens: it may refuse more, never less. ValueError if no token is left, so that the promise holds.
+    """
+
+    def __init__(self, ngrams: NgramFilter, wanted: int | None = None) -> None:
+        if wanted is not None and wanted < 1:
+            raise ValueError(f"wanted={wanted}: at least 1 token must be left to choose")
+        self.ngrams, self.wanted = ngrams, wanted
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (B, V) after `input_ids` (B, P), changed where a token is refused."""
+        width = self.ngrams.ngram - 1
+        if input_ids.shape[1] < width:
+            return scores
+        window_BW = input_ids[:, -width:].cpu().numpy()
+        rows = np.flatnonzero(self.ngrams.begins(window_BW)).tolist()
+        if rows:
+            scores = scores.clone()
+        for row in rows:
+            if scores[row].isnan().any():
+                continue  # whoever decodes refuses it
+            token_M = self._allowed(window_BW[row], scores[row])
+            kept_M = scores[row, token_M]
+            scores[row] = -torch.inf
+            scores[row, token_M] = kept_M
+        return scores
+
+    def _allowed(self, window_W: np.ndarray, scores_V: Tensor) -> Tensor:
+        order_V = scores_V.argsort(descending=True, stable=True)  # stable: of equals the first, as argmax
+        token_M = order_V[: int((scores_V > -torch.inf).sum())].cpu().numpy()
+        found: list[int] = []
+        low, step = 0, 16
+        while low < len(token_M) and (self.wanted is None or len(found) < self.wanted):
+            tried = token_M[low : low + step]
+            found += tried[~self.ngrams.completes(window_W, tried)].tolist()
+            low, step = low + step, 4 * step
+        if not found:
+            raise ValueError(
+                f"MemFree: each of {len(token_M)} tokens would complete a filtered {self.ngrams.ngram}-gram, so none is left; "
+                "raise memfree.min_count or memfree.ngram, lower memfree.error_rate, or leave more tokens (top_k, top_p)"
+            )
+        return torch.tensor(found[: self.wanted], device=scores_V.device)
+
+
+class MemFree:
+    """Which n-grams evaluation.decoding=memfree refuses.
+
+    `ngram`: its tokens; `min_count`: how often it must occur in the training text, repeats of documents and epochs counted
+    (the paper: 10-grams that occur 10 times); `error_rate`: share of other n-grams that are refused by mistake. `path`:
+    a folder that `NgramFilter.save` wrote; None = built from the run's training rows, and kept in its cache of prepared text.
+    """
+
+    def __init__(self, ngram: int = 10, min_count: int = 10, error_rate: float = 1e-4, path: str | None = None) -> None:
+        for name, value, least in (("ngram", ngram, 2), ("min_count", min_count, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if not 0 < error_rate < 1:
+            raise ValueError(f"error_rate={error_rate}: a share, more than 0 and less than 1; for example 0.0001")
+        if path is not None and not (Path(path) / "ngrams.bloom").is_file():
+            raise ValueError(
+                f"path={path!r}: no MemFree filter there (no ngrams.bloom); give a folder that NgramFilter.save wrote, or null to "
+                "build one from the run"
+            )
+        self.ngram, self.min_count, self.error_rate = ngram, min_count, error_rate
+        self.path = None if path is None else Path(path)
+
+    def filter(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
+    ) -> NgramFilter:
+        """The filter of `path`, or of the training `rows`, which is kept in `cache_dir` under the rows' content.
+
+        ValueError: neither, an empty filter, or one of another tokenizer.
+        """
+        if self.path is not None:
+            found = NgramFilter.load(self.path)
+            found.check_tokenizer(tokenizer, f"memfree.path={self.path}")
+            return found
+        if rows is None:
+            raise ValueError(
+                "decoding=memfree needs the training text: give run=RUN_DIR, or evaluation.memfree.path=FOLDER, a filter that was "
+                "built from it"
+            )
+        settings: dict[str, Any] = dict(ngram=self.ngram, min_count=self.min_count, error_rate=self.error_rate)
+        make = lambda: NgramFilter.build(rows, tokenizer, **settings, source=source)  # noqa: E731
+        if cache_dir is None:
+            return make()
+        key = hashlib.sha256(json.dumps([FORMAT, fingerprint(tokenizer), settings]).encode())
+        for block in rows():
+            key.update(str((block.shape, block.dtype)).encode() + np.ascontiguousarray(block).data)
+        folder = cache_dir / f"memfree-{key.hexdigest()[:16]}"
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of several processes one builds
+            try:
+                return NgramFilter.load(folder)
+            except ValueError:
+                found = make()
+                found.save(folder)
+                return found
+
+
+def pieces(stream: np.ndarray, ngram: int, tokens: int = 1 << 20) -> Iterator[np.ndarray]:
+    """A long (memory-mapped) stream as `rows` of `NgramFilter.build`: every n-gram of it lies in exactly one piece."""
+    for low in range(0, len(stream) - ngram + 1, tokens):
+        yield stream[low : low + tokens + ngram - 1]
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hexadecimal digits of which token has which id."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
+def _frequent(rows: Rows, ngram: int, min_count: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Hashes of the n-grams that occur `min_count` times, those of their first n - 1 tokens, how many were counted, and how
+    often the most frequent occurs. Counted exactly (as far as 64-bit hashes tell n-grams apart), a share of them at a time.
+    """
+    counted = sum(block[..., 0].size * max(0, block.shape[-1] - ngram + 1) for block in rows())
+    shares, most = -(-counted // AT_ONCE), 0
+    kept: list[np.ndarray] = [np.empty(0, np.uint64)]
+    prefixes: list[np.ndarray] = [np.empty(0, np.uint64)]
+    for share in range(shares):
+        mine, prefix = [], []
+        for block in rows():
+            hashes = ngram_hashes(block, ngram)
+            chosen = hashes % np.uint64(shares) == share
+            mine.append(hashes[chosen])
+            prefix.append(ngram_hashes(block[..., :-1], ngram - 1)[chosen])
+        hashes_N, first_N, count_N = np.unique(np.concatenate(mine), return_index=True, return_counts=True)
+        most = max(most, int(count_N.max(initial=0)))
+        kept.append(hashes_N[count_N >= min_count])
+        prefixes.append(np.concatenate(prefix)[first_N[count_N >= min_count]])
+    return np.concatenate(kept), np.concatenate(prefixes), counted, most
