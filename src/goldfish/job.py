@@ -67,7 +67,7 @@ def _in_words(error: Exception) -> str:
         return (
             f"out of memory: {error}\nMake a forward pass smaller: trainer.micro_batch_size=1 (the numbers stay the same); keep "
             "fewer activations: strategy.activation_checkpointing=true; spread the weights over more devices: strategy=fsdp2. "
-            "goldfish-train dry_run=true ... estimates what each needs"
+            "goldfish-train --dry-run estimates what each needs"
         )
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 

@@ -3,13 +3,20 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from whole_runs import do, job, ledger, losses, result, weights
 
+from goldfish.config import home
+from goldfish.job import _in_words
 from goldfish.runs.record import RunDirectory
+from goldfish.training.callbacks import Interrupted
 from goldfish.training.checkpoints import damage, newest
 
 PAIR = ["strategy=ddp_cpu", "optimizer=adamw", "mask.h=2"]
@@ -150,3 +157,41 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
 def test_what_cannot_work_is_refused_with_what_to_type(tiny, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         do(tiny(*settings), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_on_two_machines(tmp_path, cache):
+    script = home() / "experiments" / "cluster" / "torchrun.sh"
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= dict(NODES="2", DEVICES="1", MAIN="127.0.0.1")
+    settings = [*TINY, "strategy=ddp_cpu", "optimizer=adamw", "run_dir=run", f"data.cache_dir={cache}"]
+    machines = [
+        subprocess.Popen(["bash", script, *settings], cwd=tmp_path, env=environment | {"NODE": node})
+        for node in ("0", "1")
+    ]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert result(tmp_path / "run")["exposures"] == {"planned": 8, "seen": 8, "missing": 0, "extra": 0}
+    ranks = {line.split(",")[3] for line in (tmp_path / "run" / "exposures.csv").open()} - {"rank"}
+    assert ranks == {"0", "1"}
+
+
+def test_asynchronous_checkpoints_are_whole_and_resumable(tiny, tmp_path):
+    settings = ["trainer.async_checkpoints=true"]
+    whole, parts = do(tiny(*settings), tmp_path / "whole"), tmp_path / "parts"
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(Interrupted):
+        do(tiny(*settings), parts, stop_requested=lambda: next(asked))
+    assert damage(RunDirectory(parts).checkpoint) is None
+    do(tiny(*settings), parts)
+    assert ledger(whole) == ledger(parts) and losses(whole) == losses(parts)
+
+
+def test_out_of_memory_names_the_settings_to_change():
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ):
+        words = _in_words(error)
+        for setting in ("trainer.micro_batch_size=1", "strategy.activation_checkpointing=true", "strategy=fsdp2"):
+            assert setting in words
+    assert _in_words(ValueError("k=0")) == "k=0"

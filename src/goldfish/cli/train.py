@@ -27,14 +27,36 @@ OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=Tr
 
 
 def main() -> None:
-    """Entry point; see README.md for command lines. With --dry-run it only says what the command would take."""
+    """Entry point; see README.md for command lines.
+
+    With --dry-run it only says what the command would take. With --freeze it only makes the run's folder and prints it,
+    for what starts the processes itself: `torchrun ... -m goldfish.job FOLDER`, `srun python -m goldfish.job FOLDER`.
+    """
     wanted: Callable[[DictConfig], Any] = task
+    if "--freeze" in sys.argv:
+        sys.argv.remove("--freeze")
+        wanted = freeze
     if "--dry-run" in sys.argv:
         sys.argv = [*(a for a in sys.argv if a != "--dry-run"), "hydra.run.dir=."]  # Hydra makes that folder
         wanted = dry_run
     exit_with_reason(
         "goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(wanted)
     )
+
+
+def freeze(cfg: DictConfig) -> None:
+    """Freeze the configuration, checked, in the run's folder."""
+    from goldfish.config import build
+    from goldfish.run import Job
+
+    config = plain(cfg)
+
+    def claim() -> None:
+        build(Job, config)
+        RunDirectory(run_dir_of(config)).claim(config)
+        print(run_dir_of(config))
+
+    exit_with_reason("goldfish-train", claim)
 
 
 def dry_run(cfg: DictConfig) -> None:
