@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -26,7 +27,8 @@ class LlamaFromConfig:
 
     `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP,
     `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `norm_eps`: added to the variance in the norms,
-    `max_length`: longest sequence in tokens.
+    `max_length`: longest sequence in tokens, `dropout`: share of attention weights, and of the outputs of embedding,
+    attention and MLP, that are set to zero in training.
     """
 
     def __init__(
@@ -40,13 +42,18 @@ class LlamaFromConfig:
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-6,
         max_length: int = 2048,
+        dropout: float = 0.0,
     ) -> None:
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: a share, at least 0 and less than 1")
         if hidden_size % heads:
             raise ValueError(f"hidden_size={hidden_size}: must be a multiple of heads={heads}")
         if heads % (kv_heads or heads):
             raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}")
         self.max_length: int | None = max_length
+        self._dropout = dropout
         self._config: dict[str, Any] = dict(
+            attention_dropout=dropout,
             hidden_size=hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -68,7 +75,12 @@ class LlamaFromConfig:
         """Return the model on the CPU in float32, its weights a function of `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LlamaForCausalLM(self.config(vocab_size, separator_id))
+            model = LlamaForCausalLM(self.config(vocab_size, separator_id))
+        if self._dropout:  # transformers' Llama knows that of attention weights only
+            outputs = [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp)]
+            for part in (model.model.embed_tokens, *outputs):
+                part.register_forward_hook(lambda part, _, out: F.dropout(out, self._dropout, part.training))
+        return model
 
 
 class LlamaFromPretrained:

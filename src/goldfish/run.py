@@ -131,6 +131,7 @@ def run(
     ]
     trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
     trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record), weights_only=True)
+    steps = trainer.global_step  # fewer than planned after an early stop
     seconds_training = time.perf_counter() - started - seconds_preparing
     exposures = ledger.gather(trainer)
     weights = whole_weights(model) if job.strategy.shards else None

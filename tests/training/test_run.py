@@ -227,3 +227,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     with pytest.raises(OSError, match="No space left"):
         WholeCheckpoints().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_dropout_and_early_stopping_survive_a_stop_and_resume(tiny, tmp_path):
+    settings = ["model.dropout=0.2", "data.tokens=5120", "trainer.validate_every=2", "trainer.early_stopping=1", "optimizer.lr=1", "optimizer.adamw_lr=1"]  # fmt: skip
+    whole, parts = do(tiny(*settings), tmp_path / "whole"), tmp_path / "parts"
+    taken = result(whole)["tokens"]["input"] // 256
+    assert 2 < taken < 20, "at this learning rate the validation loss soon rises"
+    assert result(whole)["exposures"]["missing"] == result(whole)["exposures"]["extra"] == 0
+    asked = iter([False] * 2 + [True])
+    with pytest.raises(Interrupted):
+        do(tiny(*settings), parts, stop_requested=lambda: next(asked))
+    do(tiny(*settings), parts)
+    one, two = weights(whole), weights(parts)
+    assert all(torch.equal(one[key], two[key]) for key in one) and result(parts)["tokens"] == result(whole)["tokens"]

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from goldfish.training.checkpoints import WholeCheckpoints
@@ -16,6 +17,7 @@ class TrainerSettings:
     `max_steps`: stop earlier than the data's last batch (None = train on all of it). `micro_batch_size`: rows of one
     forward pass on a device (None = all of its share); smaller ones accumulate gradients. `clip`: largest gradient norm
     (None = none; the paper: 1.0). `log_every`, `validate_every`, `memorization_every`, `checkpoint_every`: steps between.
+    `early_stopping`: end training after so many validations in a row without a lower val/loss (None = never).
     `async_checkpoints`: go on training while a checkpoint is written (one copy of it more in memory).
     `deterministic`: refuse operations that do not repeat bit for bit. `options`: any other argument of
     lightning.pytorch.Trainer.
@@ -30,6 +32,7 @@ class TrainerSettings:
         validate_every: int = 100,
         memorization_every: int = 50,
         checkpoint_every: int = 100,
+        early_stopping: int | None = None,
         async_checkpoints: bool = False,
         deterministic: bool = False,
         options: dict[str, Any] | None = None,
@@ -41,6 +44,7 @@ class TrainerSettings:
             ("validate_every", validate_every),
             ("memorization_every", memorization_every),
             ("checkpoint_every", checkpoint_every),
+            ("early_stopping", early_stopping),
         ]:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -73,6 +77,7 @@ class TrainerSettings:
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
         self.checkpoint_every, self.async_checkpoints = checkpoint_every, async_checkpoints
+        self.early_stopping = early_stopping
         self.deterministic, self.options = deterministic, options or {}
 
     def steps(self, available: int) -> int:
@@ -96,6 +101,8 @@ class TrainerSettings:
         )
         arguments |= strategy.arguments() | self.options
         checkpoints = AsyncCheckpointIO(WholeCheckpoints()) if self.async_checkpoints else WholeCheckpoints()
+        if self.early_stopping is not None:
+            callbacks = [*callbacks, EarlyStopping("val/loss", patience=self.early_stopping)]
         trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
         # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
         # StopOnSignal) waits for the end of the step.
