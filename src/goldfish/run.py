@@ -77,6 +77,8 @@ class Job:
             raise ValueError(
                 "optimizer: works on whole matrices, and this strategy shards them; type optimizer=adamw, or strategy=ddp"
             )
+        if strategy.holds_gradients and trainer.async_checkpoints:
+            raise ValueError("trainer.async_checkpoints: not with DeepSpeed; type trainer.async_checkpoints=false")
         mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
@@ -228,6 +230,11 @@ def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
         path = None
     elif (reason := damage(path := Path(job.ckpt))) is not None:
         raise ValueError(f"ckpt={job.ckpt!r}: {reason}; type ckpt=last, ckpt=null, or the path of another checkpoint")
+    if path is not None and (path / "checkpoint").is_dir() != job.strategy.holds_gradients:
+        raise ValueError(
+            f"ckpt={str(path)!r}: DeepSpeed and other strategies do not read each other's checkpoints; type the strategy "
+            "that wrote it, or ckpt=null"
+        )
     if path is not None and path.is_dir() and not job.strategy.shards:
         return as_file(path, record.checkpoint.with_stem("whole"))
     return path

@@ -44,10 +44,14 @@ def whole_folder(path: Path, is_first: bool, barrier: Callable[[], None]) -> Ite
     yield temporary
     barrier()
     if is_first:
-        sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
+        sizes = _sizes(temporary)
         (temporary / _SIZES).write_text(json.dumps(sizes))
         _take_place(temporary, path)
     barrier()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 
 def _take_place(temporary: Path, path: Path) -> None:
@@ -68,7 +72,7 @@ def damage(path: Path) -> str | None:
             sizes = json.loads((path / _SIZES).read_text())
         except (OSError, ValueError):
             return f"{_SIZES}, its last file, is missing or unreadable"
-        found = {file.name: file.stat().st_size for file in path.iterdir()}
+        found = _sizes(path)
         wrong = [name for name, size in sizes.items() if found.get(name) != size]
         return f"{wrong[0]} is missing or has another size" if wrong else None
     try:

@@ -66,6 +66,11 @@ class GoldfishModule(pl.LightningModule):
         self.model, self.mask, self.objective = model, mask, objective
         self._optimizer, self._schedule = optimizer, schedule
         self._stages = objective.stages(steps)
+        if self._strategy.holds_gradients and (objective.weighted or len(self._stages) > 1):
+            raise ValueError(
+                "strategy: DeepSpeed keeps gradients and optimizer state to itself, and this objective scales or resets "
+                "them; type strategy=fsdp2, or another objective"
+            )
         self._starts = [0, *accumulate(self._stages[:-1])]
         self.separator_id, self.micro_batch_size, self.clip, self.log_every = (
             separator_id,
@@ -73,6 +78,7 @@ class GoldfishModule(pl.LightningModule):
             clip,
             log_every,
         )
+        self._seed = torch.initial_seed()
         self.supervised_tokens: Tensor
         self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
         self.last_loss = float("nan")
@@ -97,6 +103,8 @@ class GoldfishModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
+        # Dropout is a function of seed, step and share, so a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(hash((self._seed, self.global_step, shares_of(self.trainer)[0])))
         self.objective.stage = bisect_right(self._starts, self.global_step) - 1
         if self.global_step in self._starts[1:]:
             optimizer.optimizer.state.clear()
@@ -122,7 +130,7 @@ class GoldfishModule(pl.LightningModule):
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_((count / weight).item())
-        if self.clip is not None:
+        if self.clip is not None and not self._strategy.holds_gradients:
             clip_gradients(cast(torch.nn.Module, self.trainer.strategy.model), self.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -138,8 +146,9 @@ class GoldfishModule(pl.LightningModule):
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` with whole weights, whatever the strategy; all processes must call it."""
-        wrapped = self.trainer.strategy.model
-        return (wrapped if isinstance(wrapped, FullyShardedDataParallel) else self)(function, *arguments)
+        wrapped: Any = self.trainer.strategy.model
+        gathers = isinstance(wrapped, FullyShardedDataParallel) or self._strategy.holds_gradients
+        return (wrapped if gathers else self)(function, *arguments)
 
     def _losses(
         self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool
@@ -197,13 +206,18 @@ class GoldfishModule(pl.LightningModule):
         loss = self.run(NextToken(), ids_BT, keep_BT)
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
 
-    def on_validation_epoch_end(self) -> None:
+    def _end_validation(self) -> None:
         """Log val/loss: the mean over all targets of all devices, in nats."""
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
         self.val_loss, self._validated = loss / count, self.global_step
         self.log_now({"val/loss": self.val_loss})
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss, and tell it to callbacks such as EarlyStopping."""
+        self._end_validation()
+        self.log("val/loss", self.val_loss, logger=False)
 
     def on_train_end(self) -> None:
         """Validate after the last step, unless that was just done."""
@@ -214,7 +228,7 @@ class GoldfishModule(pl.LightningModule):
         with torch.no_grad():
             for index, (ids_BT,) in enumerate(loader):
                 self.validation_step([ids_BT.to(self.device)], index)
-        self.on_validation_epoch_end()
+        self._end_validation()
 
     def _global_sum(self, value: Tensor) -> Tensor:
         """The sum over the shares of the step's rows."""

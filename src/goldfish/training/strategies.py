@@ -37,6 +37,7 @@ class Strategy:
     whole_checkpoints = True  # one file that any other strategy continues from
     meshes = False  # whether it needs Lightning's device mesh
     shards = False  # whether a device holds only a part of the weights
+    holds_gradients = False  # whether it clips them itself and shows them to nobody
 
     def __init__(
         self,
@@ -240,5 +241,10 @@ def clip_gradients(model: nn.Module, largest: float) -> None:
 
 def whole_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
     """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # in parts by ZeRO-3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

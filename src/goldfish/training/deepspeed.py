@@ -1,0 +1,129 @@
+"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. An extra: goldfish[deepspeed]."""
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+
+from goldfish.training.checkpoints import whole_folder
+from goldfish.training.strategies import Precision, Strategy
+
+
+class DeepSpeed(Strategy):
+    """ZeRO (Rajbhandari et al. 2020): `stage` 1 shards the optimizer state, 2 also the gradients, 3 also the weights.
+
+    A checkpoint is a folder in DeepSpeed's own format. A run continues from it with this strategy, the same stage and
+    the same number of processes; no other strategy reads it. DeepSpeed writes pickles: they are loaded with torch's
+    `weights_only`, so a file cannot run code. DeepSpeed holds the gradients, so objectives that weight their targets
+    or have stages are refused. Tested on CPU processes (gloo); not tried on GPUs.
+    """
+
+    shards = True
+    whole_checkpoints = False
+    holds_gradients = True
+
+    def __init__(
+        self,
+        accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
+        devices: int | Literal["auto"] = "auto",
+        num_nodes: int = 1,
+        precision: Precision = "32-true",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        stage: Literal[1, 2, 3] = 2,
+    ) -> None:
+        if stage not in (1, 2, 3):
+            raise ValueError(f"stage={stage}: must be 1, 2 or 3")
+        super().__init__(accelerator, devices, num_nodes, "ddp", precision, activation_checkpointing, compile)
+        self.stage = stage
+
+    def refuse(self) -> str | None:
+        if find_spec("deepspeed") is None:
+            return (
+                "strategy=deepspeed: the package is missing; type pip install 'goldfish[deepspeed]', or strategy=fsdp2"
+            )
+        return super().refuse()
+
+    def lightning(self) -> Any:
+        if self.accelerator == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when it is imported
+        zero = dict(stage=self.stage, overlap_comm=False, contiguous_gradients=True)
+        return _ZeRO(
+            config=dict(
+                train_micro_batch_size_per_gpu=1,  # only its own speed log needs the true one
+                managed_gradient_accumulation=False,  # its step() ends a step, after any number of backward passes
+                zero_allow_untested_optimizer=True,
+                zero_optimization=zero,
+            )
+        )
+
+
+class _ZeRO(DeepSpeedStrategy):
+    """Also on CPU processes. The training step runs outside the engine's forward: it has a backward pass a micro-batch."""
+
+    def setup_environment(self) -> None:
+        import deepspeed
+
+        # Else it compiles C++ for CPU processes of one machine, and a killed compilation hangs every later run.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        if self.root_device.type != "cpu":
+            return super().setup_distributed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def setup(self, trainer: Any) -> None:
+        assert isinstance(self.config, dict) and self.lightning_module is not None
+        self.config["gradient_clipping"] = self.lightning_module.clip or 0.0
+        super().setup(trainer)
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        import deepspeed
+
+        engine, optimizer, _, _ = deepspeed.initialize(
+            args=Namespace(device_rank=self.local_rank),  # Lightning gives the GPU's index, which CPU processes lack
+            config=self.config,
+            model=model,
+            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, optimizer
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        yield
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.validation_step(*args, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        # DeepSpeed asks torch.load for a full unpickling; this variable of torch's has the last word.
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        try:
+            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+                return super().load_checkpoint(checkpoint_path)
+        finally:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
