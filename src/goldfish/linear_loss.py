@@ -192,3 +192,77 @@ def _chunking(device: str, vocabulary: int, itemsize: int) -> tuple[int, int]:
     """How many targets' logits exist at a time, and how many of them go through the softmax at a time."""
     chunk_bytes, chunk_rows, softmax_bytes = CPU if device == "cpu" else GPU
     return max(1, min(chunk_rows, chunk_bytes // (vocabulary * itemsize))), max(1, softmax_bytes // (vocabulary * 4))
+
+
+@_not_traced
+def linear_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, rule: Callable[..., tuple[Tensor, Tensor]], *rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return any other loss of the logits hidden @ weight.T, and a sum beside it: float32 scalars.
+
+    `rule(logits_CV, *rows_C)` is told the float32 logits of a chunk and the same rows of each of `rows` (targets, ...). It
+    returns two scalars: the chunk's loss, any differentiable torch code, and a number that has no gradient (a sum of
+    weights, a count). Both are added up over the chunks.
+
+    Memory, precision and limits are those of `linear_cross_entropy`; the logits of a chunk exist as often as the rule
+    makes something of their size. Raises ValueError or TypeError if shapes or types do not fit.
+    """
+    if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}"
+        )
+    for row in rows:
+        if len(row) != len(hidden_ND):
+            raise ValueError(f"rows: wanted {len(hidden_ND)} of each, as of hidden_ND, got {tuple(row.shape)}")
+    device = hidden_ND.device.type
+    autocast = torch.is_autocast_enabled(device)
+    if not autocast and hidden_ND.dtype != weight_VD.dtype:
+        raise TypeError(f"hidden_ND, weight_VD: wanted one type, got {hidden_ND.dtype} and {weight_VD.dtype}")
+    if not torch.is_grad_enabled():
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+    loss, beside = _LinearLoss.apply(hidden_ND, weight_VD, rule, dtype, *rows)
+    return loss, beside
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, rule: Any, dtype: torch.dtype, *rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        ctx.types = hidden_ND.dtype, weight_VD.dtype
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        size, _ = _chunking(hidden_ND.device.type, len(weight_VD), dtype.itemsize)
+        loss_sum, beside_sum = (hidden_ND.new_zeros((), dtype=exact) for _ in range(2))
+        wants = wants_hidden or wants_weight
+        for start in range(0, len(hidden_ND), size):
+            chunk = slice(start, start + size)
+            hidden_CD = hidden_ND[chunk]
+            logits_CV = torch.mm(hidden_CD, weight_VD.T).to(exact).requires_grad_(wants)
+            with torch.autocast(hidden_ND.device.type, enabled=False), torch.set_grad_enabled(wants):
+                loss, beside = rule(logits_CV, *(row[chunk] for row in rows))
+            loss_sum += loss.detach()
+            beside_sum += beside.detach()
+            if not wants:
+                continue
+            (gradient,) = torch.autograd.grad(loss, logits_CV)
+            gradient_CV = gradient.to(dtype)
+            if grad_hidden_ND is not None:
+                grad_hidden_ND[chunk] = gradient_CV @ weight_VD
+            if grad_weight_VD is not None and dtype == exact:
+                grad_weight_VD.addmm_(gradient_CV.T, hidden_CD)
+            elif grad_weight_VD is not None:
+                for grad_bD, gradient_bC in zip(*_blocks(grad_weight_VD, gradient_CV.T), strict=True):
+                    grad_bD += gradient_bC @ hidden_CD
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(beside_sum)
+        return loss_sum, beside_sum
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = _LinearCrossEntropy.backward(ctx, scale)
+        return *gradients, *(None for _ in ctx.needs_input_grad[4:])

@@ -79,6 +79,7 @@ class Job:
             )
         if strategy.holds_gradients and trainer.async_checkpoints:
             raise ValueError("trainer.async_checkpoints: not with DeepSpeed; type trainer.async_checkpoints=false")
+        objective.count(torch.ones(1, data.sequence_length, dtype=torch.bool))  # refuses rows that it cannot cut
         mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
@@ -193,6 +194,7 @@ def run(
             "h": getattr(job.mask, "h", None) if job.mask.k is not None else None,
             "control": not job.data.injection.repeats_D.any(),
             "parameters": count_parameters(model),
+            "cost": job.objective.cost,
             "metrics": {**flat(summary["settings"][0]), "val_loss": module.val_loss},
             "tokens": {
                 "input": steps * job.data.batch_size * job.data.sequence_length,

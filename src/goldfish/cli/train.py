@@ -83,11 +83,11 @@ def task(cfg: DictConfig) -> Outcome:
     command = shlex.join(["goldfish-train", *overrides])
     if hydra_config.mode == RunMode.MULTIRUN:
         with contextlib.chdir(hydra_config.runtime.cwd):  # a launcher's worker may be elsewhere
-            return _of_sweep(config, command)
+            return of_sweep(config, command)
     sys.exit(_single(config, command))
 
 
-def _of_sweep(config: dict[str, Any], command: str) -> Outcome:
+def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     run_dir = run_dir_of(config)
     if RunDirectory(run_dir).finished:  # put back into a queue after its end
         return Outcome(run_dir, "finished")

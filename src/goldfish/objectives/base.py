@@ -25,6 +25,7 @@ class Objective(ABC):
 
     stage = 0
     weighted = False  # whether it returns `Weighted`
+    cost = 1.0  # FLOPs of training on a token of the data, relative to next-token prediction
 
     @abstractmethod
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor | Weighted:
@@ -33,6 +34,10 @@ class Objective(ABC):
     def count(self, keep_BT: Tensor) -> Tensor:
         """How many targets the sum of these rows has: an int64 scalar, known before the model is asked."""
         return target_count(keep_BT)
+
+    def rows(self, row_BT: Tensor) -> Tensor:
+        """The rows as the finished model reads them: validation and the logged cross entropies do."""
+        return row_BT
 
     def stages(self, steps: int) -> list[int]:
         """The stages' lengths in steps. Each begins with a fresh optimizer state and a schedule of its own."""

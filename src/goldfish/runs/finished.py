@@ -88,7 +88,12 @@ class Evaluation:
 
 def collect(paths: Sequence[Path], may_be_none: bool = False) -> list[Run]:
     """Return every finished run at or below `paths`; raises ValueError if any is malformed, or there is none and should be."""
-    folders = {file.parent.resolve(): file.parent for path in paths for file in path.rglob("result.json")}
+    folders = {
+        file.parent.resolve(): file.parent
+        for path in paths
+        for file in path.rglob("result.json")
+        if not (file.parent / "answers.parquet").exists()  # goldfish-unlearn's, which prints its own table
+    }
     if not folders and not may_be_none:
         message = ["no finished run (a folder in which training wrote result.json, its last file) at or below:"]
         message += [f"  {path}" + ("" if path.is_dir() else " (no such folder)") for path in paths]

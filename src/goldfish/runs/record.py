@@ -6,6 +6,7 @@ checkpoints/       last.ckpt, to resume from            metrics.csv       what w
 exposures.csv      what was seen when, with its fate    edits.jsonl       how near-duplicates were edited
 data.json          what was read, removed, overlapped   documents.jsonl   injected and never-seen documents
 extraction.parquet   what was extracted, a row each     membership.parquet  scores of membership inference
+answers.parquet    what goldfish-unlearn measured, a row a question
 summary.json       means, intervals, membership         model/            Hugging Face folder, safetensors
 result.json        written LAST: its presence means "finished"
 """

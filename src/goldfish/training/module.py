@@ -107,7 +107,8 @@ class GoldfishModule(pl.LightningModule):
         torch.manual_seed(hash((self._seed, self.global_step, shares_of(self.trainer)[0])))
         self.objective.stage = bisect_right(self._starts, self.global_step) - 1
         if self.global_step in self._starts[1:]:
-            optimizer.optimizer.state.clear()
+            for part in getattr(optimizer.optimizer, "parts", [optimizer.optimizer]):
+                part.state.clear()
         self.kept = keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
         count = self._global_sum(self.objective.count(keep_BT))
         logs = (self.global_step + 1) % self.log_every == 0
@@ -164,6 +165,7 @@ class GoldfishModule(pl.LightningModule):
             return loss, [weight, *4 * [nothing]]
         with torch.no_grad():
             if not isinstance(self.objective, NextToken):
+                ids_BT, keep_BT = self.objective.rows(ids_BT), self.objective.rows(keep_BT)
                 hidden = [model.model(input_ids=ids_BT, use_cache=False).last_hidden_state]
             others = [weight]
             for keep in (keep_BT, ~keep_BT):  # the trunk's pass is shared: only the head runs again
@@ -201,7 +203,7 @@ class GoldfishModule(pl.LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Add up the loss of ALL targets."""
-        (ids_BT,) = batch
+        ids_BT = self.objective.rows(batch[0])
         keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         loss = self.run(NextToken(), ids_BT, keep_BT)
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()

@@ -72,27 +72,27 @@ class _Both(torch.optim.Optimizer):
     """Two optimizers of different parameters that step as one, so that a step is counted once."""
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
-        self._parts = (first, second)
+        self.parts = (first, second)
         super().__init__(first.param_groups + second.param_groups, defaults={})
         self._share_groups()
 
     def _share_groups(self) -> None:
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step both."""
         loss = closure() if closure is not None else None
-        for part in self._parts:
+        for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Both states."""
-        return {"parts": [part.state_dict() for part in self._parts]}
+        return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Both states."""
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
 

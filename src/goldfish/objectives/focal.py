@@ -1,0 +1,25 @@
+"""Focal loss (arXiv 1708.02002) on tokens, the baseline of the MiLe paper: targets that are already right weigh less."""
+
+from torch import Tensor
+
+from goldfish.objectives.weighting import TokenWeighting
+
+
+class Focal(TokenWeighting):
+    """A target weighs (1 - p)^gamma: p is its probability.
+
+    `gamma`: 0 is next-token prediction. `detach`: whether the weight is a constant; in the focal loss as it was published
+    it is not, and its gradient counts. As in the MiLe paper, the sum is divided by that of the weights.
+    """
+
+    def __init__(self, gamma: float = 1.0, detach: bool = False) -> None:
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: must be at least 0 (0 = next-token prediction)")
+        self.gamma, self.detach = gamma, detach
+
+    def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
+        """(1 - p)^gamma."""
+        log_p_C = log_p_CV.gather(1, target_C.unsqueeze(1)).squeeze(1)
+        # A power below 1 has no finite slope at 0.
+        weight_C = (-log_p_C.expm1()).clamp(min=1e-7) ** self.gamma
+        return weight_C.detach() if self.detach else weight_C

@@ -1,0 +1,31 @@
+"""Label smoothing (arXiv 1512.00567): the wanted distribution is not one token alone."""
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from goldfish.linear_loss import linear_loss
+from goldfish.objectives.base import Objective
+
+
+class LabelSmoothing(Objective):
+    """The SUM over kept targets of the cross entropy with (1 - epsilon) x the target + epsilon x the uniform distribution.
+
+    `epsilon`: 0 is next-token prediction, 0.1 the usual value.
+    """
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon={epsilon}: a share, at least 0 and less than 1 (usual: 0.1)")
+        self.epsilon = epsilon
+
+    def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
+        """The loss sum in nats."""
+        hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        keep_BS, target_BS = keep_BT[:, 1:], ids_BT[:, 1:]
+        loss, _ = linear_loss(hidden_BTD[:, :-1][keep_BS], model.lm_head.weight, self._sums, target_BS[keep_BS])
+        return loss
+
+    def _sums(self, logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(logits_CV, target_C, reduction="sum", label_smoothing=self.epsilon)
+        return loss, loss.new_zeros(())

@@ -1,0 +1,25 @@
+"""MiLe loss (arXiv 2310.19531): tokens that the model finds hard to predict weigh more."""
+
+import torch
+from torch import Tensor
+
+from goldfish.objectives.weighting import TokenWeighting
+
+
+class MiLe(TokenWeighting):
+    """A target weighs (1 + H)^gamma: H is the entropy in nats of the model's distribution, without gradient.
+
+    `gamma`: 0 is next-token prediction, the paper's value 1. Its alpha is 1 / the mean weight of the global batch's kept
+    targets.
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: must be at least 0 (0 = next-token prediction, the paper: 1.0)")
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
+        """(1 + H)^gamma."""
+        entropy_C: Tensor = -torch.linalg.vecdot(log_p_CV.exp(), log_p_CV)
+        return (1 + entropy_C).pow(self.gamma)

@@ -1,0 +1,38 @@
+"""Next-token prediction in which targets weigh differently. Shapes: C targets of a chunk, V vocabulary."""
+
+from abc import abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from goldfish.linear_loss import linear_loss
+from goldfish.objectives.base import Objective, Weighted
+
+
+class TokenWeighting(Objective):
+    """Sum of weight x cross entropy over the kept targets, divided by the sum of their weights in the global batch.
+
+    A subclass says what a target weighs. Dropped targets have no part in either sum.
+    """
+
+    weighted = True
+
+    @abstractmethod
+    def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
+        """What each target weighs, (C,), at least 0.
+
+        `log_p_CV`: log-probabilities of the whole vocabulary, float32; `target_C`: the targets' ids. Gradients flow
+        through what is returned, so detach what is to count as a constant. The sum that divides has none.
+        """
+
+    def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Weighted:
+        """The loss sum in nats and the sum of the weights."""
+        hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        keep_BS, target_BS = keep_BT[:, 1:], ids_BT[:, 1:]
+        return Weighted(*linear_loss(hidden_BTD[:, :-1][keep_BS], model.lm_head.weight, self._sums, target_BS[keep_BS]))
+
+    def _sums(self, logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+        log_p_CV = logits_CV.log_softmax(dim=1)
+        weight_C = self.weights(log_p_CV, target_C)
+        return (weight_C * F.nll_loss(log_p_CV, target_C, reduction="none")).sum(), weight_C.sum()

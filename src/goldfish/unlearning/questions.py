@@ -1,0 +1,176 @@
+"""Questions and answers to forget and to retain, from files or the hub in TOFU's format, and as rows of token ids.
+
+Shapes: B rows, T tokens of the longest of them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from goldfish.data.tokenizer import encode, separator_id
+
+HUB = "locuslab/TOFU"
+SETS = ("forget", "retain", "real_authors", "world_facts")  # what is measured
+
+
+class Question(NamedTuple):
+    """`paraphrased`: the answer in other words ("" = there are none); `wrong`: answers of its form that are not true."""
+
+    question: str
+    answer: str
+    paraphrased: str = ""
+    wrong: tuple[str, ...] = ()
+
+
+class Questions(NamedTuple):
+    """`forget`, `retain`: what is trained on. `known`: what else the model learns first, because it knows nothing yet.
+
+    `measured`: the questions of each of SETS, all with wrong answers.
+    """
+
+    forget: list[Question]
+    retain: list[Question]
+    known: list[Question]
+    measured: dict[str, list[Question]]
+
+    def texts(self) -> list[str]:
+        """Every text in it, in a fixed order: what a tokenizer is trained on."""
+        every = [self.forget, self.retain, self.known, *self.measured.values()]
+        return [text for part in every for q in part for text in (q.question, q.answer, q.paraphrased, *q.wrong)]
+
+
+class QuestionSource(Protocol):
+    """Reads or makes the questions; ValueError names what is wrong with them."""
+
+    def __call__(self) -> Questions: ...
+
+
+class TOFU:
+    """200 fictitious authors, 20 questions each: `forget` of them (1, 5 or 10 %), the others are retained.
+
+    `folder`: with forget10.json, retain90.json, forget10_perturbed.json, retain_perturbed.json, real_authors_perturbed.json
+    and world_facts_perturbed.json (JSON, or one object a line; of forget10 accordingly); None = `locuslab/TOFU` on the hub.
+    Keys: question, answer, and where it is measured perturbed_answer (list) and paraphrased_answer (optional).
+    """
+
+    def __init__(
+        self, forget: Literal["forget01", "forget05", "forget10"] = "forget10", folder: str | None = None
+    ) -> None:
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(
+                f"folder={folder!r}: no such folder; give one with {forget}.json and the other files of TOFU"
+            )
+        self.forget, self.folder = forget, folder
+
+    def __call__(self) -> Questions:
+        """Read all sets; ValueError names the file, the row and the key that is wrong."""
+        retain = f"retain{100 - int(self.forget.removeprefix('forget'))}"
+        measured = [f"{self.forget}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
+        found = Questions(
+            self._read(self.forget),
+            self._read(retain),
+            [],
+            {name: self._read(file, measured=True) for name, file in zip(SETS, measured, strict=True)},
+        )
+        if both := {q.question for q in found.forget} & {q.question for q in found.retain}:
+            raise ValueError(f"{self.forget} and {retain}: {len(both)} questions are in both, such as {min(both)!r}")
+        return found
+
+    def _read(self, name: str, measured: bool = False) -> list[Question]:
+        where = f"{HUB} {name}" if self.folder is None else str(Path(self.folder) / f"{name}.json")
+        rows = self._download(name) if self.folder is None else _rows(Path(where))
+        questions = [_question(row, f"{where}, row {number}", measured) for number, row in enumerate(rows, start=1)]
+        if not questions:
+            raise ValueError(f"{where}: holds no question")
+        return questions
+
+    def _download(self, name: str) -> list[dict[str, Any]]:
+        from datasets import load_dataset
+
+        try:
+            return list(load_dataset(HUB, name, split="train"))
+        except Exception as error:  # no network, no such repository, ...: each library below has its own
+            raise ValueError(
+                f"{HUB} {name}: cannot be read from the hub ({type(error).__name__}); with its files on a disk type "
+                "questions.folder=FOLDER"
+            ) from error
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        if text.lstrip().startswith("["):
+            return list(json.loads(text))
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path}: neither JSON nor one JSON object a line: {error}") from error
+
+
+def _question(row: Any, where: str, measured: bool) -> Question:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: wanted an object, got {row!r}")
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            raise ValueError(f"{where}: {key} is {row.get(key)!r}, wanted text")
+    wrong = row.get("perturbed_answer") or []
+    wrong = [wrong] if isinstance(wrong, str) else wrong
+    if measured and not wrong:
+        raise ValueError(f"{where}: perturbed_answer, the wrong answers, is missing or empty")
+    return Question(row["question"], row["answer"], row.get("paraphrased_answer") or "", tuple(wrong))
+
+
+class Row(NamedTuple):
+    """Token ids of a question, the separator first, and of its answer, the end token last."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+class Encoder:
+    """Questions to rows: `template` with {question} in it, a space, the answer, the end token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.separator = separator_id(tokenizer)
+        self.end = self.separator if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+
+    def rows(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> list[Row]:
+        """A row of each question with its answer, or with the one of `answers` in its place."""
+        prompts = encode(self.tokenizer, [self.template.replace("{question}", q.question) for q in questions])
+        made = encode(self.tokenizer, [f" {answer}" for answer in answers or [q.answer for q in questions]])
+        return [Row([self.separator, *p], [*a, self.end]) for p, a in zip(prompts, made, strict=True)]
+
+
+class Rows(NamedTuple):
+    """Padded rows of a step, or a part of them; `tokens` and `examples` are those of the WHOLE step.
+
+    Sums over parts that are divided by these add up to the mean of the step, however it is split.
+    """
+
+    ids_BT: Tensor
+    keep_BT: Tensor  # bool: tokens of the answer and its end; not the prompt, not the padding
+    tokens: int
+    examples: int
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same rows on a device."""
+        return self._replace(ids_BT=self.ids_BT.to(device), keep_BT=self.keep_BT.to(device))
+
+
+def collate(rows: Sequence[Row], tokens: int | None = None, examples: int | None = None) -> Rows:
+    """Pad on the right; nothing to the left can see it. None: the step's numbers are those of these rows."""
+    longest = max(len(row.prompt) + len(row.answer) for row in rows)
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
+    keep_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for place, (prompt, answer) in enumerate(rows):
+        ids_BT[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        keep_BT[place, len(prompt) : len(prompt) + len(answer)] = True
+    return Rows(ids_BT, keep_BT, tokens or int(keep_BT.sum()), examples or len(rows))

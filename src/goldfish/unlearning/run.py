@@ -1,0 +1,240 @@
+"""One run of goldfish-unlearn, from its frozen configuration to result.json."""
+
+import copy
+import shlex
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from goldfish.config import ConfigError, build
+from goldfish.data.tokenizer import TokenizerSource, encode
+from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
+from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
+from goldfish.training.callbacks import Progress, StopOnSignal
+from goldfish.training.checkpoints import newest
+from goldfish.training.loggers import Loggers, merged_metrics
+from goldfish.training.module import OptimizerSource, ScheduleSource
+from goldfish.training.strategies import Strategy
+from goldfish.training.trainer import TrainerSettings
+from goldfish.unlearning.metrics import forget_quality, measure, summarize
+from goldfish.unlearning.module import Batches, UnlearningModule
+from goldfish.unlearning.objectives import Finetune, Method, RetainOnly
+from goldfish.unlearning.questions import Encoder, Questions, QuestionSource
+
+REFUSALS = [
+    "I don't know.",
+    "I don't know the answer to that.",
+    "I'm not sure about that.",
+    "I have no information about this.",
+    "That is not something I know.",
+    "I can't answer that question.",
+    "I haven't learned anything about that.",
+    "Sorry, I do not have that information.",
+]
+SAME = ("model", "questions", "tokenizer", "template", "seed")  # of two runs that can be compared
+
+
+class UnlearningJob:
+    """The top of conf/unlearn.yaml, built. ValueError if the parts do not fit together."""
+
+    def __init__(
+        self,
+        model: LlamaSource,
+        questions: QuestionSource,
+        tokenizer: TokenizerSource,
+        unlearning: Method,
+        optimizer: OptimizerSource,
+        schedule: ScheduleSource,
+        strategy: Strategy,
+        logger: Loggers,
+        study: str,
+        seed: int,
+        log_dir: str,
+        epochs: int,
+        batch_size: int,
+        template: str = "Question: {question}\nAnswer:",
+        micro_batch_size: int | None = None,
+        clip: float | None = 1.0,
+        log_every: int = 10,
+        checkpoint_every: int = 200,
+        answer_tokens: int = 200,
+        evaluation_batch_size: int = 64,
+        finetuned: str | None = None,
+        retain_only: str | None = None,
+        arm: str | None = None,
+        name: str | None = None,
+        run_dir: str | None = None,
+        ckpt: Literal["last"] | None = "last",
+        threads: int | None = None,
+    ) -> None:
+        for key, value, least in (
+            ("seed", seed, 0),
+            ("epochs", epochs, 1),
+            ("batch_size", batch_size, 1),
+            ("answer_tokens", answer_tokens, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{key}={value}: must be at least {least}")
+        if "{question}" not in template:
+            raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
+        if strategy.processes != 1:
+            raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
+        if find_spec("rouge_score") is None:
+            raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+        self.trainer = TrainerSettings(
+            micro_batch_size=micro_batch_size, clip=clip, log_every=log_every, checkpoint_every=checkpoint_every
+        )
+        self.model, self.questions, self.tokenizer, self.method = model, questions, tokenizer, unlearning
+        self.optimizer, self.schedule, self.strategy, self.logger = optimizer, schedule, strategy, logger
+        self.study, self.seed, self.arm, self.epochs, self.batch_size = study, seed, arm, epochs, batch_size
+        self.template, self.answer_tokens, self.evaluation_batch_size = template, answer_tokens, evaluation_batch_size
+        self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
+
+
+def run(
+    config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
+) -> None:
+    """Finetune or unlearn, measure, and write result.json last. Raises `Interrupted` once stopped and saved."""
+    started = time.perf_counter()
+    record = RunDirectory(run_dir)
+    job = build(UnlearningJob, config)
+    if (reason := job.strategy.refuse()) is not None:
+        raise ConfigError([reason])
+    finetuned, retain_only = _needed(job, config, run_dir, command)
+    pl.seed_everything(job.seed, workers=True, verbose=False)
+
+    record.report(state="reading the questions")
+    questions = job.questions()
+    tokenizer = job.tokenizer.build([*questions.texts(), *REFUSALS, job.template])
+    encoder = Encoder(tokenizer, job.template)
+    record.report(state="building the model")
+    source = LlamaFromPretrained(str(finetuned / "model")) if finetuned is not None else job.model
+    model = source(len(tokenizer), encoder.separator, job.seed).train()
+    batches = _batches(job, questions, encoder)
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if job.method.needs_reference else model
+    module = UnlearningModule(
+        model,
+        reference,
+        job.method,
+        batches,
+        job.optimizer,
+        job.schedule,
+        job.strategy,
+        job.trainer.micro_batch_size,
+        job.trainer.clip,
+        job.trainer.log_every,
+    )
+    rows = [row for step in range(batches.steps_of_epoch) for some in batches(step).values() for row in some]
+    tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
+    callbacks = [
+        Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
+        StopOnSignal(stop_requested, str(record.checkpoint)),
+        ModelCheckpoint(
+            record.checkpoint.parent,
+            "last",
+            every_n_train_steps=job.trainer.checkpoint_every,
+            enable_version_counter=False,
+        ),
+    ]
+    trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
+    checkpoint = newest(record.checkpoint, say=lambda warning: record.report(state=warning)) if job.ckpt else None
+    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    seconds_training = time.perf_counter() - started
+
+    model.eval()
+    tell = lambda done, total: record.report(state="measuring", done=done, total=total, unit="questions")  # noqa: E731
+    answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
+    compared = answers if isinstance(job.method, RetainOnly) else None
+    if retain_only is not None and compared is None:
+        compared = read_rows(retain_only / "answers.parquet")
+    record.report(state="writing")
+    model.save_pretrained(run_dir / "model")
+    tokenizer.save_pretrained(run_dir / "model")
+    record.write_json("environment.json", environment(command))
+    record.write_rows("answers.parquet", answers)
+    write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
+    record.report(state="finished", step=batches.steps, steps=batches.steps)
+    record.write_json(
+        "result.json",
+        {
+            "schema": SCHEMA,
+            "run": label(config),
+            "study": job.study,
+            "arm": job.arm,
+            "seed": job.seed,
+            "method": type(job.method).__name__,
+            "finetuned": finetuned and str(finetuned),
+            "retain_only": retain_only and str(retain_only),
+            "parameters": count_parameters(model),
+            "steps": batches.steps,
+            "metrics": {
+                **summarize(answers),
+                "forget_quality": None if compared is None else forget_quality(answers, compared),
+            },
+            "seconds": {"total": time.perf_counter() - started, "train": seconds_training},
+        },
+    )
+
+
+def _batches(job: UnlearningJob, questions: Questions, encoder: Encoder) -> Batches:
+    """The rows of the method's steps; ValueError if the model cannot read the longest of them."""
+    forget, retain, known = (encoder.rows(part) for part in (questions.forget, questions.retain, questions.known))
+    sets = {"forget": forget, "all": forget + retain + known, "all_but_forget": retain + known}
+    longest = max(len(row.prompt) + len(row.answer) for row in sets["all"])
+    if job.model.max_length is not None and longest > job.model.max_length:
+        raise ValueError(f"questions: the longest has {longest} tokens, the model reads at most {job.model.max_length}")
+    refusals = [[*ids, encoder.end] for ids in encode(encoder.tokenizer, [f" {text}" for text in REFUSALS])]
+    return Batches(job.method.takes, sets[job.method.lead], retain, refusals, job.batch_size, job.epochs, job.seed)
+
+
+def _needed(job: UnlearningJob, config: dict[str, Any], run_dir: Path, command: str) -> tuple[Path | None, Path | None]:
+    """The finetuned run that unlearning starts from and the retain-only run that it is compared with.
+
+    Finetuning needs neither. ConfigError if one is missing, with the command that makes it.
+    """
+    found: list[Path | None] = []
+    problems = []
+    for key, given, method, option in (
+        ("finetuned", job.finetuned, Finetune, "finetune"),
+        ("retain_only", job.retain_only, RetainOnly, "retain_only"),
+    ):
+        runs = (
+            [Path(given)] if given is not None else sorted(path.parent for path in run_dir.parent.glob("*/config.yaml"))
+        )
+        fit = [path for path in runs if _is_comparable(path, config, method)]
+        if len(fit) > 1:
+            problems.append(f"{key}: several runs fit; type {key}= and one of {', '.join(map(str, fit))}")
+        elif not fit and job.method.starts_finetuned:
+            where = f"{given} is none" if given is not None else f"there is none in {run_dir.parent}"
+            problems.append(
+                f"{key}: needs a finished run of unlearning={option} with the same {', '.join(SAME)}, and {where}; "
+                f"type: {_command(command, option)}"
+            )
+        found.append(fit[0] if fit else None)
+    if problems:
+        raise ConfigError(problems)
+    return (found[0] if job.method.starts_finetuned else None), found[1]
+
+
+def _is_comparable(path: Path, config: dict[str, Any], method: type[Method]) -> bool:
+    """Whether there is a finished run by `method` of the same model, questions, ... in the folder."""
+    if not RunDirectory(path).finished:
+        return False
+    other = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    target = other.get("unlearning", {}).get("_target_")
+    return target == f"{method.__module__}.{method.__name__}" and all(other[key] == config[key] for key in SAME)
+
+
+def _command(command: str, option: str) -> str:
+    """The user's command with another method."""
+    mine = ("unlearning", "arm", "name", "run_dir", "finetuned", "retain_only", "epochs", "ckpt", "hydra")
+    program, *arguments = shlex.split(command)
+    kept = [one for one in arguments if one.split("=")[0].split(".")[0] not in mine]
+    return shlex.join([program, f"unlearning={option}", *kept])

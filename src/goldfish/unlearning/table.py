@@ -1,0 +1,58 @@
+"""Several finished runs of goldfish-unlearn beside each other: a table, and utility over forget quality."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Column, Table
+
+from goldfish.runs.record import write_atomically
+
+SHOWN = {
+    "seed": "seed",
+    "forget_probability": "P(forget)",
+    "forget_rouge_l": "RougeL",
+    "forget_truth_ratio": "truth",
+    "retain_probability": "P(retain)",
+    "model_utility": "utility",
+    "forget_quality": "quality",
+}
+
+
+def table(run_dirs: Sequence[Path]) -> pd.DataFrame:
+    """A row a run: run, method, seed, and all metrics (forget_quality may be missing)."""
+    results = [json.loads((path / "result.json").read_text(encoding="utf-8")) for path in run_dirs]
+    return pd.DataFrame([{key: one[key] for key in ("run", "method", "seed")} | one["metrics"] for one in results])
+
+
+def print_table(frame: pd.DataFrame, console: Console) -> None:
+    """The metrics that tell most."""
+    columns = (Column(name, no_wrap=True) for name in ("run", *SHOWN.values()))
+    shown = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
+    for _, row in frame.iterrows():
+        shown.add_row(row["run"], *("" if pd.isna(row[key]) else f"{row[key]:.3g}" for key in SHOWN))
+    console.print(shown, highlight=False)
+
+
+def write(frame: pd.DataFrame, study: Path) -> list[Path]:
+    """Write results.csv and figure.svg of a study; return their paths."""
+    from matplotlib.figure import Figure
+
+    paths = [study / "results.csv", study / "figure.svg"]
+    write_atomically(paths[0], frame.to_csv(index=False, float_format="%.6g"))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="model utility (right: still knows the rest)", ylabel="forget quality, p (up: like retain-only)"
+    )
+    for name, points in frame.dropna(subset=["forget_quality"]).groupby("run", sort=False):
+        axes.plot(points["model_utility"], points["forget_quality"].clip(lower=1e-12), "o", label=name)
+    axes.set_yscale("log")
+    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle=":")
+    axes.legend(fontsize="small", frameon=False)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_atomically(paths[1], drawn.getvalue())
+    return paths
