@@ -41,7 +41,12 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         try:
             build(Job, config)
         except ConfigError as error:
-            needs = ("no value yet; type", "is not installed; type: pip install", "exposures do not fit")
+            needs = (
+                "no value yet; type",
+                "is not installed; type: pip install",
+                "exposures do not fit",
+                "type optimizer=adamw",
+            )
             assert all(any(need in problem for need in needs) for problem in error.problems), (option, error)
 
 
