@@ -49,7 +49,7 @@ def test_weights_gradients_and_optimizer_take_the_bytes_of_real_ones(source, opt
     loss = NextToken()(model, ids := torch.randint(VOCABULARY, (ROWS, LENGTH)), torch.ones_like(ids, dtype=torch.bool))
     loss.backward()
     made.step()
-    states = [state for part in getattr(made, "_parts", [made]) for state in part.state.values()]
+    states = [state for part in getattr(made, "parts", [made]) for state in part.state.values()]
     real = storages([t for state in states for t in state.values() if isinstance(t, torch.Tensor)])
     assert optimizer_bytes(optimizer, empty(model.config, dtype)) == real
     found = memory(model.config, optimizer, precision, 2, 4, None, LENGTH)[0]
