@@ -1,4 +1,4 @@
-"""One table and one figure of all mitigations: results.csv, table.md and figure.svg.
+"""One table and one figure of all mitigations: results.csv, figure.svg, and the table to print.
 
 python experiments/mitigations/table.py [STUDY]    (default: logs/mitigations; without such a folder it draws results.csv again)
 """
@@ -13,9 +13,7 @@ import pandas as pd
 import yaml
 from transformers import LlamaConfig
 
-from goldfish.config import build
 from goldfish.estimate import flops_per_token
-from goldfish.objectives import Objective
 from goldfish.runs.figures import style
 
 matplotlib.use("svg")
@@ -28,33 +26,25 @@ SHOWN = {
     "bleu": "BLEU",
     "longest_prefix": "longest prefix",
     "val_loss": "validation loss",
-    "petaflops": "PFLOPs",
+    "teraflops": "TFLOPs",
 }
-
-
-class Part:
-    """An objective alone, out of a frozen configuration."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
 
 
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     """A row for each decoding of a run."""
     result, summary = (json.loads((run_dir / f"{name}.json").read_text()) for name in ("result", "summary"))
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    cost = build(Part, {"objective": config["objective"]}).objective.cost
     flops = flops_per_token(LlamaConfig.from_pretrained(run_dir / "model"), config["data"]["sequence_length"])
     rows = []
     for setting in summary["settings"]:
         metrics = setting["injected"]["metrics"]
         means = {name: metrics[name]["mean"] for name in SHOWN if name in metrics}
         name = result["arm"] + ("" if setting["decoding"] == "greedy" else f" + {setting['decoding']}")
-        petaflops = flops * cost * result["tokens"]["input"] / 1e15
+        teraflops = flops * result["cost"] * result["tokens"]["input"] / 1e12
         rows.append(
             dict(arm=name, seed=result["seed"])
             | means
-            | dict(val_loss=result["metrics"]["val_loss"], petaflops=petaflops)
+            | dict(val_loss=result["metrics"]["val_loss"], teraflops=teraflops)
         )
     return rows
 
@@ -73,19 +63,18 @@ def main() -> None:
         found.sort(key=lambda row: (arms.index(row["arm"].partition(" + ")[0]), row["arm"], row["seed"]))
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
     table = pd.read_csv(HERE / "results.csv").groupby("arm", sort=False)[list(SHOWN)].mean()
-    (HERE / "table.md").write_text(markdown(table))
+    print(markdown(table))
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained", sharey=True)
         for number, (arm, row) in enumerate(table.iterrows(), start=1):
-            for axes, x in ((left, row["val_loss"]), (right, row["petaflops"])):
+            for axes, x in ((left, row["val_loss"]), (right, row["teraflops"])):
                 axes.plot(x, row["rouge_l"], "o", color="0.2", markersize=4)
                 axes.annotate(str(number), (x, row["rouge_l"]), xytext=(4, 3), textcoords="offset points", fontsize=8)
             left.plot([], [], " ", label=f"{number}  {arm}")
         left.set(xlabel="validation loss (nats/token): price in utility", ylabel="RougeL of injected documents")
-        right.set(xlabel="training PFLOPs: price in compute")
+        right.set(xlabel="training TFLOPs: price in compute")
         figure.legend(loc="outside right center", fontsize=8, handlelength=0)
         figure.savefig(HERE / "figure.svg", metadata={"Date": None})
-    print(table.rename(columns=SHOWN).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -527,6 +527,13 @@ def test_a_sweep_is_drawn_over_each_value_at_the_first_of_the_others(tmp_path: P
     assert figure.legends[0].texts[0].get_text() == "gpt"
 
 
+def test_every_way_to_decode_has_rows_also_one_that_the_report_does_not_know(tmp_path: Path) -> None:
+    ways = ["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam", "mine"]
+    make_evaluation(tmp_path / "e", [setting(decoding=way) for way in ways], model_folder="models/gpt")
+    rows = tabulate([], evaluations([tmp_path])).extraction
+    assert list(rows.query("split == 'injected'")["decoding"]) == ways
+
+
 def test_evaluations_alone_have_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_evaluation(tmp_path / "e", [setting(prefix_tokens=p) for p in (8, 4)], model_folder="models/gpt")
     assert main([str(tmp_path)]) == 0

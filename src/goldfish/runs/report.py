@@ -108,7 +108,7 @@ def print_summary(frame: pd.DataFrame, paths: ReportPaths | None, console: Conso
         values = {**row, "run": run_of.get(name, name)}
         cells = [_text(values, key, form) for key, (_, form) in shown.items()]
         table.add_row(*map(Text, cells))  # Text: a run may be called "[red]"
-    console.print(table)
+    console.print(table, width=console.width if console.is_terminal else 120, crop=False)
     if several:
         console.print("±: half of the 95 % interval over seeds (Student's t)", style="dim", highlight=False)
     for path in paths or ():

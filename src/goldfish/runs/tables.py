@@ -34,7 +34,12 @@ _ORDER = ["standard", "hashed", "static", "random", "hash_table"]
 # Of the scores of membership inference those that are shown, as far as a run has them.
 SCORES = ("loss", "zlib", "lowercase", "min_k_20", "min_kpp_20", "reference")
 # What decides the continuations of a way to decode, beside documents, edits and the five values of a setting.
-_ASKED_OF = {"greedy": (), "sample": ("samples", "temperature", "top_k", "top_p", "seed"), "beam": ("beams",)}
+_SAMPLE, _MEMFREE = (
+    ("samples", "temperature", "top_k", "top_p", "seed"),
+    ("memfree.ngram", "memfree.min_count", "memfree.path"),
+)
+_ASKED_OF = {"sample": _SAMPLE, "beam": ("beams",), "memfree": _MEMFREE}
+_ASKED_OF |= {"memfree_sample": (*_SAMPLE, *_MEMFREE), "memfree_beam": ("beams", *_MEMFREE)}
 
 Estimate = tuple[float, float, float]  # mean, low, high; the ends nan where unknown
 
@@ -263,9 +268,9 @@ def _extraction(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluatio
 def _sources(parts: Sequence[tuple[str, str, dict[str, str], list[dict[str, Any]]]]) -> dict[tuple[int, int], str]:
     """Return the name of each part's each setting: its source, told apart by what else was asked that matters to it."""
     names: dict[tuple[int, int], str] = {}
-    for decoding in _ASKED_OF:
+    for decoding in {setting["decoding"] for *_, settings in parts for setting in settings}:
         for edited in (False, True):
-            keys = ("documents", *_ASKED_OF[decoding], *(("edit_kinds", "seed") if edited else ()))
+            keys = ("documents", *_ASKED_OF.get(decoding, ()), *(("edit_kinds", "seed") if edited else ()))
             alike = [
                 (place, number, source, {key: value for key, value in asked.items() if key in keys})
                 for place, (source, _, asked, settings) in enumerate(parts)
