@@ -150,6 +150,7 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
         (["strategy=ddp_cpu", "strategy.devices=3"], r"data.batch_size=4: the devices take 3 equal shares.*data.batch_size=6"),
         ([*FSDP2, "optimizer=muon"], r"optimizer: works on whole matrices.*optimizer=adamw"),
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
+        ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
         (["strategy.devices=2"], r"devices=2, num_nodes=1: several need strategy=ddp"),
         (["ckpt=none.ckpt"], r"ckpt='none.ckpt': .*type ckpt=last"),
     ],

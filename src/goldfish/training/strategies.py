@@ -149,6 +149,11 @@ class FSDP2(_Sharded):
         self.tensor_parallel = tensor_parallel
         if tensor_parallel < 1 or (self.processes or tensor_parallel) % tensor_parallel:
             raise ValueError(f"tensor_parallel={tensor_parallel}: must divide the {self.processes} processes")
+        if compile and tensor_parallel > 1:
+            raise ValueError(
+                f"compile=true: torch cannot compile layers that tensor_parallel={tensor_parallel} cuts (2.13 was tried); "
+                "type compile=false or tensor_parallel=1"
+            )
 
     @property
     def data_parallel(self) -> int | None:
