@@ -100,7 +100,9 @@ def _values(override: Any) -> list[Any]:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-for name, search in [("arms", None), ("optuna", {"objective": "val_loss"})]:
+# All keys of goldfish.cli.search.Search, so that the command line may change them.
+SEARCH = dict(objective="val_loss", at_most={}, n_trials=20, n_jobs=1, n_startup_trials=5, seed=0)
+for name, search in [("arms", None), ("optuna", SEARCH)]:
     ConfigStore.instance().store(
         group="hydra/sweeper",
         name=name,
