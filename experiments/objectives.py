@@ -13,8 +13,6 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from goldfish.objectives.patch_level import PatchLevel
-from goldfish.objectives.self_contrastive import SelfContrastive
 from goldfish.runs.figures import looks, style, svg_text
 
 NEVER_SEEN = ["rep_16", "rep_32", "rep_128", "distinct_2", "distinct_3", "distinct_4"]
@@ -38,12 +36,6 @@ def main() -> None:
 def row_of(run_dir: Path) -> dict[str, Any]:
     """One run; `flops`: its training FLOPs in units of next-token prediction on 270 k tokens."""
     result = json.loads((run_dir / "result.json").read_text())
-    settings = yaml.safe_load((run_dir / "config.yaml").read_text())["objective"]
-    kind = settings["_target_"].rpartition(".")[2]
-    cost = {
-        "PatchLevel": lambda: PatchLevel(settings["patch_size"], settings["lambda_"]).cost,
-        "SelfContrastive": lambda: SelfContrastive.cost,
-    }.get(kind, lambda: 1.0)()
     metrics = result["metrics"]
     return {
         "run": result["arm"],
@@ -52,7 +44,7 @@ def row_of(run_dir: Path) -> dict[str, Any]:
         **{f"never_seen_{key}": metrics[f"never_seen_{key}"] for key in NEVER_SEEN},
         "input_tokens": result["tokens"]["input"],
         "supervised_tokens": result["tokens"]["supervised"],
-        "flops": result["tokens"]["input"] * cost / 269_952,
+        "flops": result["tokens"]["input"] * result["cost"] / 269_952,
         "seconds": result["seconds"]["total"],
     }
 

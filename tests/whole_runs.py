@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from safetensors.torch import load_file
 
 from goldfish.run import run
@@ -44,3 +45,13 @@ def job(run_dir):
 def losses(run_dir):
     with (run_dir / "metrics.csv").open() as file:
         return [(row["step"], row["train/loss_all"]) for row in csv.DictReader(file) if row["train/loss_all"]]
+
+
+def assert_one_run(alone, pair):
+    """Two runs had the same exposures, tokens, losses and weights, but for the order of sums."""
+    assert ledger(alone) == ledger(pair) and result(alone)["tokens"] == result(pair)["tokens"]
+    one, two = weights(alone), weights(pair)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    for (step, loss), (other_step, other) in zip(losses(alone), losses(pair), strict=True):
+        assert step == other_step and float(loss) == pytest.approx(float(other), rel=1e-5)
+    assert result(alone)["metrics"]["val_loss"] == pytest.approx(result(pair)["metrics"]["val_loss"], rel=1e-5)

@@ -87,23 +87,13 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor)
     module's forward, where the weight is whole. Second derivatives do not exist: asking for them raises RuntimeError.
     Raises ValueError or TypeError if shapes or types do not fit.
     """
-    if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
-        raise ValueError(
-            f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}"
-        )
+    _check_shapes(hidden_ND, weight_VD)
     if target_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"target_N: wanted shape {tuple(hidden_ND.shape[:1])}, got {tuple(target_N.shape)}")
     if not _are_ids(target_N):
         raise TypeError(f"target_N: wanted token ids (torch.int64 or int32), got {target_N.dtype}")
-    device = hidden_ND.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if not autocast and hidden_ND.dtype != weight_VD.dtype:
-        raise TypeError(f"hidden_ND, weight_VD: wanted one type, got {hidden_ND.dtype} and {weight_VD.dtype}")
-    if not torch.is_grad_enabled():  # a Function is told that a parameter needs its gradient even then
-        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(
-        hidden_ND, weight_VD, target_N.long(), torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
-    )
+    hidden_ND, weight_VD, dtype = _prepared(hidden_ND, weight_VD)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N.long(), dtype)
     return loss
 
 
@@ -194,6 +184,24 @@ def _chunking(device: str, vocabulary: int, itemsize: int) -> tuple[int, int]:
     return max(1, min(chunk_rows, chunk_bytes // (vocabulary * itemsize))), max(1, softmax_bytes // (vocabulary * 4))
 
 
+def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor) -> None:
+    if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}"
+        )
+
+
+def _prepared(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both, without gradients where none are wanted, and the type of the matrix products; TypeError if theirs differ."""
+    device = hidden_ND.device.type
+    autocast = torch.is_autocast_enabled(device)
+    if not autocast and hidden_ND.dtype != weight_VD.dtype:
+        raise TypeError(f"hidden_ND, weight_VD: wanted one type, got {hidden_ND.dtype} and {weight_VD.dtype}")
+    if not torch.is_grad_enabled():  # a Function is told that a parameter needs its gradient even then
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+    return hidden_ND, weight_VD, torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+
+
 @_not_traced
 def linear_loss(
     hidden_ND: Tensor, weight_VD: Tensor, rule: Callable[..., tuple[Tensor, Tensor]], *rows: Tensor
@@ -207,20 +215,11 @@ def linear_loss(
     Memory, precision and limits are those of `linear_cross_entropy`; the logits of a chunk exist as often as the rule
     makes something of their size. Raises ValueError or TypeError if shapes or types do not fit.
     """
-    if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
-        raise ValueError(
-            f"hidden_ND, weight_VD: wanted (N, D) and (V, D), got {tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}"
-        )
+    _check_shapes(hidden_ND, weight_VD)
     for row in rows:
         if len(row) != len(hidden_ND):
             raise ValueError(f"rows: wanted {len(hidden_ND)} of each, as of hidden_ND, got {tuple(row.shape)}")
-    device = hidden_ND.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if not autocast and hidden_ND.dtype != weight_VD.dtype:
-        raise TypeError(f"hidden_ND, weight_VD: wanted one type, got {hidden_ND.dtype} and {weight_VD.dtype}")
-    if not torch.is_grad_enabled():
-        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+    hidden_ND, weight_VD, dtype = _prepared(hidden_ND, weight_VD)
     loss, beside = _LinearLoss.apply(hidden_ND, weight_VD, rule, dtype, *rows)
     return loss, beside
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from goldfish.config import ConfigError, build
 from goldfish.data.datamodule import InjectedData
@@ -21,11 +20,11 @@ from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
-from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, StopOnSignal
+from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
-from goldfish.training.strategies import Strategy, whole_weights
+from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 
 
@@ -124,20 +123,14 @@ def run(
         ledger,
         Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
         Memorization(prepared, job.evaluation, job.trainer.memorization_every),
-        StopOnSignal(stop_requested, str(record.checkpoint)),
-        ModelCheckpoint(
-            record.checkpoint.parent,
-            "last",
-            every_n_train_steps=job.trainer.checkpoint_every,
-            enable_version_counter=False,
-        ),
+        *job.trainer.saving(record.checkpoint, stop_requested),
     ]
     trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
     trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record), weights_only=True)
     steps = trainer.global_step  # fewer than planned after an early stop
     seconds_training = time.perf_counter() - started - seconds_preparing
     exposures = ledger.gather(trainer)
-    weights = whole_weights(model) if job.strategy.shards else None
+    weights = job.strategy.whole_weights(model) if job.strategy.shards else None
     if not trainer.is_global_zero:
         return
 

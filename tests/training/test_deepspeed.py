@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from whole_runs import do, job, ledger, losses, result, weights
+from whole_runs import assert_one_run, do, job, ledger, result, weights
 
 from goldfish.config import build
 from goldfish.objectives.next_token import NextToken
@@ -29,17 +29,12 @@ def test_each_stage_makes_the_run_of_one_process_and_continues_from_its_checkpoi
     settings = [*ZERO, "trainer.micro_batch_size=1", "trainer.checkpoint_every=6", f"strategy.stage={stage}"]
     pair = claimed(tmp_path / "pair", tiny(*settings))
     assert job(pair).wait(timeout=240) == 0
-    assert ledger(alone) == ledger(pair) and result(alone)["tokens"] == result(pair)["tokens"]
-    one, two = weights(alone), weights(pair)
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
-    for (step, loss), (other_step, other) in zip(losses(alone), losses(pair), strict=True):
-        assert step == other_step and float(loss) == pytest.approx(float(other), rel=1e-5)
-    assert result(alone)["metrics"]["val_loss"] == pytest.approx(result(pair)["metrics"]["val_loss"], rel=1e-5)
+    assert_one_run(alone, pair)
 
     again = claimed(tmp_path / "again", tiny(*settings, f"ckpt={RunDirectory(pair).checkpoint}"))
     assert job(again).wait(timeout=240) == 0
     assert ledger(pair) == ledger(again) and result(pair)["tokens"] == result(again)["tokens"]
-    three = weights(again)
+    two, three = weights(pair), weights(again)
     assert all(torch.equal(two[key], three[key]) for key in two)
 
 

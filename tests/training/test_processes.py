@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from whole_runs import do, job, ledger, losses, result, weights
+from whole_runs import assert_one_run, do, job, ledger, losses, result, weights
 
 from goldfish.config import home
 from goldfish.job import _in_words
@@ -82,12 +82,7 @@ def test_sharded_weights_make_the_run_of_one_process(tiny, tmp_path, how):
     alone = do(tiny("mask.h=2", "optimizer=adamw"), tmp_path / "alone")
     pair = claimed(tmp_path / "pair", tiny(*FSDP2, "trainer.micro_batch_size=1", *how))
     assert job(pair).wait(timeout=240) == 0
-    assert ledger(alone) == ledger(pair) and result(alone)["tokens"] == result(pair)["tokens"]
-    one, two = weights(alone), weights(pair)
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
-    for (step, loss), (other_step, other) in zip(losses(alone), losses(pair), strict=True):
-        assert step == other_step and float(loss) == pytest.approx(float(other), rel=1e-5)
-    assert result(alone)["metrics"]["val_loss"] == pytest.approx(result(pair)["metrics"]["val_loss"], rel=1e-5)
+    assert_one_run(alone, pair)
 
 
 @pytest.mark.slow

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from goldfish.training.checkpoints import whole_folder
-from goldfish.training.strategies import Precision, Strategy
+from goldfish.training.strategies import Precision, StepsOutside, Strategy
 
 
 class DeepSpeed(Strategy):
@@ -26,6 +28,7 @@ class DeepSpeed(Strategy):
 
     shards = True
     whole_checkpoints = False
+    wraps = True
     holds_gradients = True
 
     def __init__(
@@ -63,9 +66,17 @@ class DeepSpeed(Strategy):
             )
         )
 
+    def whole_weights(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return super().whole_weights(model)
+        import deepspeed
 
-class _ZeRO(DeepSpeedStrategy):
-    """Also on CPU processes. The training step runs outside the engine's forward: it has a backward pass a micro-batch."""
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+class _ZeRO(StepsOutside, DeepSpeedStrategy):
+    """Also on CPU processes."""
 
     def setup_environment(self) -> None:
         import deepspeed
@@ -102,14 +113,6 @@ class _ZeRO(DeepSpeedStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         yield
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.lightning_module is not None
-        return self.lightning_module.training_step(*args, **kwargs)
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:

@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 from transformers import LlamaForCausalLM
 
@@ -147,9 +146,8 @@ class GoldfishModule(pl.LightningModule):
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` with whole weights, whatever the strategy; all processes must call it."""
-        wrapped: Any = self.trainer.strategy.model
-        gathers = isinstance(wrapped, FullyShardedDataParallel) or self._strategy.holds_gradients
-        return (wrapped if gathers else self)(function, *arguments)
+        wrapped: Any = self.trainer.strategy.model if self._strategy.wraps else self
+        return wrapped(function, *arguments)
 
     def _losses(
         self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool
@@ -157,10 +155,13 @@ class GoldfishModule(pl.LightningModule):
         """The objective, and beside it what training_step sums: plain cross entropies only if `logs`."""
         nothing = torch.zeros((), device=ids_BT.device)
         hidden: list[Tensor] = []
-        hook = model.model.register_forward_hook(lambda _m, _i, out: hidden.append(out[0].detach()))
+        hook = None
+        if logs and isinstance(self.objective, NextToken):
+            hook = model.model.register_forward_hook(lambda _m, _i, out: hidden.append(out[0].detach()))
         found = self.objective(model, ids_BT, keep_BT)
-        hook.remove()
         loss, weight = found if isinstance(found, Weighted) else (found, nothing)
+        if hook is not None:
+            hook.remove()
         if not logs:
             return loss, [weight, *4 * [nothing]]
         with torch.no_grad():

@@ -37,6 +37,7 @@ class Strategy:
     whole_checkpoints = True  # one file that any other strategy continues from
     meshes = False  # whether it needs Lightning's device mesh
     shards = False  # whether a device holds only a part of the weights
+    wraps = False  # whether Lightning wraps the module, so that only the wrapper's forward gathers the weights
     holds_gradients = False  # whether it clips them itself and shows them to nobody
 
     def __init__(
@@ -103,6 +104,11 @@ class Strategy:
         if self.compile:
             for layer in model.model.layers:
                 layer.compile()
+
+    def whole_weights(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
+        """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 class _Sharded(Strategy):
@@ -202,6 +208,8 @@ class _ModelParallel(ModelParallelStrategy):
 class FSDP(_Sharded):
     """Weights in shards over the GPUs, by the first version of FSDP; new work should take fsdp2."""
 
+    wraps = True
+
     def lightning(self) -> Any:
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -210,8 +218,10 @@ class FSDP(_Sharded):
         )
 
 
-class _FSDP1(FSDPStrategy):
-    """Runs the training step outside FSDP's forward, because the step has a backward pass for every micro-batch."""
+class StepsOutside:
+    """Runs steps outside the wrapped module's forward: a training step has a backward pass for every micro-batch."""
+
+    lightning_module: Any
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
@@ -220,6 +230,10 @@ class _FSDP1(FSDPStrategy):
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
         return self.lightning_module.validation_step(*args, **kwargs)
+
+
+class _FSDP1(StepsOutside, FSDPStrategy):
+    """Writes a sharded checkpoint beside the one before, and then takes its place."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self._state_dict_type == "full":
@@ -242,14 +256,3 @@ def clip_gradients(model: nn.Module, largest: float) -> None:
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     for group in by_mesh.values():
         nn.utils.clip_grads_with_norm_(group, largest, norm)
-
-
-def whole_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # in parts by ZeRO-3
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

@@ -1,12 +1,15 @@
 """Settings of the training loop, as they become a Lightning Trainer."""
 
 import inspect
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
+from goldfish.training.callbacks import StopOnSignal
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
@@ -83,6 +86,14 @@ class TrainerSettings:
     def steps(self, available: int) -> int:
         """Optimizer steps of the run: all of the data's, or `max_steps` of them."""
         return available if self.max_steps is None else min(available, self.max_steps)
+
+    def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
+        """What writes `checkpoint`: when the run is asked to stop, and every `checkpoint_every` steps."""
+        every = dict(every_n_train_steps=self.checkpoint_every, enable_version_counter=False)
+        return [
+            StopOnSignal(stop_requested, str(checkpoint)),
+            ModelCheckpoint(checkpoint.parent, "last", **every),  # type: ignore[arg-type]
+        ]
 
     def trainer(
         self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
-from goldfish.training.callbacks import Progress, StopOnSignal
+from goldfish.training.callbacks import Progress
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import OptimizerSource, ScheduleSource
@@ -135,13 +134,7 @@ def run(
     tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
     callbacks = [
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
-        StopOnSignal(stop_requested, str(record.checkpoint)),
-        ModelCheckpoint(
-            record.checkpoint.parent,
-            "last",
-            every_n_train_steps=job.trainer.checkpoint_every,
-            enable_version_counter=False,
-        ),
+        *job.trainer.saving(record.checkpoint, stop_requested),
     ]
     trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
     checkpoint = newest(record.checkpoint, say=lambda warning: record.report(state=warning)) if job.ckpt else None
