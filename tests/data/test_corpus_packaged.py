@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goldfish.data.corpus import Bible, Docstrings, Factbook, Shakespeare, Wikipedia
+from goldfish.data.corpus import Bible, Docstrings, Factbook, Functions, Shakespeare, Wikipedia
 
 # source, documents, groups, a document and how it begins and ends
 KNOWN = [
@@ -104,6 +104,19 @@ def test_docstrings_are_read_once_each_and_grouped_by_package(site):
     assert {d.group for d in Docstrings(["zoo"], min_characters=1).documents()} == {"zoo"}
     with pytest.raises(ValueError, match="packages: bees, wasps not installed"):
         Docstrings(["zoo", "bees", "wasps"])
+
+
+def test_functions_are_read_as_they_are_written_but_without_their_docstrings(site):
+    (site / "ant.py").write_text(
+        'class Ant:\n    @property\n    def legs(self) -> int:\n        """Six."""\n        # really\n        return 6\n'
+        "async def walk(): pass\ntop = 1\n"
+    )
+    documents = list(Functions(["ant"], min_characters=1).documents())
+    assert [(d.id, d.text) for d in documents] == [
+        ("ant.py:7", "async def walk(): pass"),
+        ("ant.py:3", "def legs(self) -> int:\n    # really\n    return 6"),
+    ]
+    assert Functions(["ant"]).fingerprint() != Docstrings(["ant"]).fingerprint()
 
 
 def test_the_fingerprint_of_docstrings_changes_when_a_file_does(site):

@@ -103,7 +103,7 @@ class GoldfishModule(pl.LightningModule):
         """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
         # Dropout is a function of seed, step and share, so a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(hash((self._seed, self.global_step, shares_of(self.trainer)[0])))
+        self._seed_dropout(hash((self._seed, self.global_step, shares_of(self.trainer)[0])))
         self.objective.stage = bisect_right(self._starts, self.global_step) - 1
         if self.global_step in self._starts[1:]:
             for part in getattr(optimizer.optimizer, "parts", [optimizer.optimizer]):
@@ -240,6 +240,13 @@ class GoldfishModule(pl.LightningModule):
             return value
         group = strategy.device_mesh["data_parallel"].get_group() if hasattr(strategy, "device_mesh") else None
         return strategy.reduce(value, group, reduce_op="sum")
+
+    def _seed_dropout(self, seed: int) -> None:
+        # torch.manual_seed would also queue a call, with its stack, for each kind of device that is not there: 0.6 ms a step.
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
 
     def _gradient_sync(self, last: bool) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)

@@ -2,7 +2,7 @@
 
 from goldfish.data.corpus.base import Corpus, Document
 from goldfish.data.corpus.cleaning import Deduplicated, Normalized
-from goldfish.data.corpus.docstrings import Docstrings
+from goldfish.data.corpus.docstrings import Docstrings, Functions
 from goldfish.data.corpus.factbook import Factbook
 from goldfish.data.corpus.mixture import Mixture
 from goldfish.data.corpus.packaged import Bible, Shakespeare, Wikipedia
@@ -17,6 +17,7 @@ __all__ = [
     "Docstrings",
     "Document",
     "Factbook",
+    "Functions",
     "HuggingFace",
     "JsonLines",
     "Megatron",

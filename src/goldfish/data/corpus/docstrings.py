@@ -1,9 +1,10 @@
-"""Technical English: the docstrings of installed packages."""
+"""What installed packages hold: technical English in their docstrings, and code in their functions."""
 
 import ast
 import inspect
 import sys
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -20,6 +21,8 @@ class Docstrings:
     Equal docstrings are yielded once, the first of them. A document is named FILE:LINE; a group is a top-level
     package. The text changes with the versions installed: for numbers that others can repeat, take another source.
     """
+
+    _kind = "docstrings"
 
     def __init__(self, packages: list[str] | None = None, min_characters: int = 200) -> None:
         if min_characters < 1:
@@ -39,7 +42,7 @@ class Docstrings:
         """Yield the docstrings in the order of the files' paths; files that this Python cannot parse are left out."""
         seen: set[bytes] = set()
         for name, group, file in self._files:
-            for line, text in _docstrings(file):
+            for line, text in self._texts(file):
                 if len(text) < self.min_characters or not is_encodable(text):
                     continue
                 if (digest := blake2b(text.encode(), digest_size=16).digest()) not in seen:
@@ -49,24 +52,55 @@ class Docstrings:
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times of change, and of Python's version; the files are not read."""
         stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, _, file in self._files]
-        return f"docstrings-{sha256_of_text(stats, self.min_characters, sys.version_info[:2])}"
+        return f"{self._kind}-{sha256_of_text(stats, self.min_characters, sys.version_info[:2])}"
+
+    def _texts(self, file: Path) -> Iterator[tuple[int, str]]:
+        for node in _nodes(_tree(file.read_bytes())):
+            if isinstance(node, ast.Module | _Named) and (text := ast.get_docstring(node, clean=False)) is not None:
+                yield getattr(node, "lineno", 0), inspect.cleandoc(text).strip()
 
 
-def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
+class Functions(Docstrings):
+    """Source code of the functions in those packages, a document each: as it is written, without its docstring.
+
+    Methods and inner functions are documents of their own and parts of those around them. Otherwise like `Docstrings`.
+    """
+
+    _kind = "functions"
+
+    def _texts(self, file: Path) -> Iterator[tuple[int, str]]:
+        source = file.read_bytes()
+        lines = source.decode(errors="replace").splitlines()
+        for node in _nodes(_tree(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first, last = node.lineno - 1, node.end_lineno or 0
+                if ast.get_docstring(node, clean=False) is not None:
+                    told = node.body[0]
+                    kept = [*lines[first : told.lineno - 1], *lines[told.end_lineno : last]]
+                else:
+                    kept = lines[first:last]
+                yield node.lineno, textwrap.dedent("\n".join(kept)).strip()
+
+
+_Named = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _tree(source: bytes) -> ast.Module:
+    """The parsed file; an empty one if this Python cannot parse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(file.read_bytes())
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
+        return ast.Module([], [])
+
+
+def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """The file and its statements. Expressions hold no docstrings and no functions, and are most of the tree."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
-        # Expressions hold no docstrings, and are most of the tree.
         pending += [
             c for c in ast.iter_child_nodes(node) if isinstance(c, ast.stmt | ast.excepthandler | ast.match_case)
         ]
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=False)
-            if text is not None:
-                yield getattr(node, "lineno", 0), inspect.cleandoc(text).strip()
+        yield node
