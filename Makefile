@@ -17,7 +17,7 @@ pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); with
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart
 
-CLAIM ?= $(basename $(notdir $(wildcard experiments/*.yaml)))
+CLAIM ?= $(filter-out %_paper paper_scale,$(basename $(notdir $(wildcard experiments/*.yaml))))
 reproduce: .venv/installed-dev    ## make reproduce CLAIM=mitigations: the command in the second line of experiments/mitigations.yaml; without CLAIM all (hours)
 	@for claim in $(CLAIM); do echo "== $$claim"; \
 		PATH="$(CURDIR)/$(BIN):$$PATH" bash -ec "$$(sed -n '2s/^# //p' experiments/$$claim.yaml)" || exit 1; done

@@ -1,7 +1,8 @@
 """The three laws of Quantifying Memorization (arXiv 2202.07646), fitted to runs. Seconds, no training.
 
 python experiments/laws.py --size logs/law_size --repeats logs/law_repeats --context logs/law_context
-                                     writes results.csv, fits.csv and figure.svg into experiments/laws/
+                                     writes results.csv, fits.csv and figure.svg into experiments/laws/;
+                                     what is not given stays as it was
 python experiments/laws.py           fits and draws again from results.csv
 """
 
@@ -37,7 +38,9 @@ def main() -> None:
     results = options.out / "results.csv"
     given = {law: folder for law in LAWS if (folder := getattr(options, law)) is not None}
     if given:
-        found = pd.concat([extracted(extracted_documents([folder]), law) for law, folder in given.items()])
+        kept = pd.read_csv(results) if results.exists() else pd.DataFrame({"law": []})
+        parts = {law: extracted(extracted_documents([folder]), law) for law, folder in given.items()}
+        found = pd.concat([parts.get(law, kept[kept["law"] == law]) for law in LAWS])
         found.to_csv(results, index=False, float_format="%.6g", lineterminator="\n")
     rows = pd.read_csv(results)
     groups = rows.groupby(["law", "decoding"], sort=False)

@@ -153,3 +153,8 @@ def test_a_run_s_folder_is_named_by_what_it_computes(composed):
         str(run_dir_of(config)).startswith("logs/runs/hashed_k4-")
         and str(run_dir_of(composed("run_dir=here"))) == "here"
     )
+
+
+def test_documents_of_a_file_want_its_name(composed):
+    with pytest.raises(ConfigError, match="path='FILE': no such file; give a JSONL"):
+        build(Job, composed("data/injection=file"))

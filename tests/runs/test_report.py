@@ -21,6 +21,7 @@ from rich.console import Console
 
 from goldfish.cli.report import main
 from goldfish.runs import drawings, measures, timeline
+from goldfish.runs.arms import settings_of
 from goldfish.runs.page import compare
 from goldfish.runs.record import RunDirectory, read_rows
 from goldfish.runs.report import collect, evaluations, print_summary, summarize, write_report
@@ -418,6 +419,11 @@ def test_seeds_of_equal_settings_are_one_arm_with_student_s_interval(tmp_path: P
     assert arms["rouge_l_low"].iloc[0] == pytest.approx(0.3 - reach)
     assert arms["rouge_l_high"].iloc[0] == pytest.approx(0.3 + reach)
     assert arms["over"].iloc[0] == "seeds"
+
+
+def test_seeds_that_begin_from_runs_of_their_own_seed_are_one_arm() -> None:
+    one, other = ({"seed": seed, "objective": {"premature": f"logs/premature-seed{seed}"}} for seed in (0, 1))
+    assert settings_of(one) == settings_of(other) != settings_of({**other, "objective": {"premature": "logs/other"}})
 
 
 def test_an_interval_over_seeds_does_not_leave_the_range_of_its_metric(tmp_path: Path) -> None:

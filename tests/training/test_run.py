@@ -16,6 +16,8 @@ import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from whole_runs import do, job, ledger, losses, result, weights
 
@@ -60,6 +62,25 @@ def test_tensorboard_gets_the_losses_the_rate_the_speed_and_memorization(tiny, t
     assert wanted <= set(events.Tags()["scalars"])
     with (done / "metrics.csv").open() as file:
         assert wanted <= set(next(csv.reader(file)))
+    charts = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert (
+        wanted
+        > {"train/loss_kept", "memorization/exact_match"}
+        <= {tag for chart in charts.category[0].chart for tag in chart.multiline.tag}
+    )
+
+
+def test_tensorboards_hparams_tab_compares_what_the_runs_of_a_sweep_were_and_found(tiny, tmp_path):
+    done = do(tiny("mask.k=3", "mask.h=5"), tmp_path / "run")
+    events = EventAccumulator(str(done / "tensorboard"))
+    events.Reload()
+    told = events.summary_metadata
+    session = HParamsPluginData.FromString(told["_hparams_/session_start_info"].plugin_data.content).session_start_info
+    shown = {key: value.number_value or value.string_value for key, value in session.hparams.items()}
+    assert (shown["mask/_target_"], shown["mask/k"], shown["mask/h"]) == ("goldfish.masks.Hashed", 3, 5)
+    assert shown["data/injection/repeats"] == 4
+    for name in ("exact_match", "rouge_l", "val_loss"):
+        assert events.Scalars(f"result/{name}")[0].value == pytest.approx(result(done)["metrics"][name])
 
 
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny, tmp_path):

@@ -73,7 +73,11 @@ def test_every_arm_of_the_experiment_builds():
 def test_every_source_of_questions_is_built_from_its_file():
     for option in (home() / "conf" / "questions").glob("*.yaml"):
         with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-            build(UnlearningJob, plain(compose("unlearn", [f"questions={option.stem}"])))
+            config = plain(compose("unlearn", [f"questions={option.stem}"]))
+        try:
+            build(UnlearningJob, config)
+        except ConfigError as error:
+            assert error.problems == ["questions.run: no value yet; type questions.run=..."], option
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""goldfish-unlearn: finetune a Llama on questions and answers, then make it forget some of them.
+"""goldfish-unlearn: finetune a Llama on questions and answers, then make it forget some of them; or make a run of
+goldfish-train forget its injected documents.
 
 One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) several. conf/unlearn.yaml names every setting.
 """
@@ -78,16 +79,20 @@ def _single(config: dict[str, Any], command: str) -> int:
 
 
 def _show(run_dirs: list[Path], console: Console) -> None:
-    """Print the runs' table; of several also write results.csv and figure.svg beside them."""
+    """Print the tables of the runs, those of questions and those of documents; of several of questions also write theirs."""
+    from goldfish.runs.report import collect, print_summary, summarize
     from goldfish.unlearning.table import print_table, table, write
 
-    if not run_dirs:
-        return
-    frame = table(run_dirs)
-    print_table(frame, console)
-    if len(run_dirs) > 1:
-        paths = write(frame, run_dirs[0].parent)
-        console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    answered = [path for path in run_dirs if (path / "answers.parquet").exists()]
+    if answered:
+        frame = table(answered)
+        print_table(frame, console)
+        if len(answered) > 1:
+            paths = write(frame, answered[0].parent)
+            console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    if documents := [path for path in run_dirs if path not in answered]:
+        print_summary(summarize(collect(documents)), None, console)
+        console.print(f"page: goldfish-report {documents[0].parent}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,13 @@ def arms(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a configuration as dotted keys, without seeds and what does not change what is computed."""
-    return {key: value for key, value in computing(config).items() if key.rpartition(".")[2] != "seed"}
+    """Return a configuration as dotted keys, without seeds and what does not change what is computed.
+
+    A run that begins from another names its folder: standard-seed0 is of seed 0 what standard-seed1 is of seed 1.
+    """
+    own = f"seed{config.get('seed')}"
+    found = {key: value for key, value in computing(config).items() if key.rpartition(".")[2] != "seed"}
+    return {key: value.replace(own, "seed") for key, value in found.items()}
 
 
 def computing(config: Mapping[str, Any]) -> dict[str, str]:

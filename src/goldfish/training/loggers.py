@@ -1,12 +1,23 @@
-"""Where metrics go while a run trains."""
+"""Where metrics go while a run trains, and what TensorBoard shows of them side by side."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Chart -> the metrics that it draws over each other (TensorBoard's tab "Custom Scalars").
+CHARTS = {
+    "exact match": ["memorization/exact_match", "memorization/never_seen_exact_match"],
+    "token accuracy": ["memorization/token_accuracy", "memorization/never_seen_token_accuracy"],
+    "loss on kept, dropped, all tokens": ["train/loss_kept", "train/loss_dropped", "train/loss_all"],
+}
+COMPARED = ("exact_match", "rouge_l", "longest_prefix", "never_seen_rouge_l", "val_loss")
+VARIED = ("arm", "seed", "mask", "objective", "model", "optimizer", "strategy")
+OF_DATA = ("tokens", "injection")
 
 
 class Loggers:
@@ -22,8 +33,22 @@ class Loggers:
             CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)
         ]
         if self.tensorboard:
-            loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
+            board = TensorBoardLogger(run_dir, name="tensorboard", version="")
+            board.experiment.add_custom_scalars({"goldfish": {name: ["Multiline", CHARTS[name]] for name in CHARTS}})
+            loggers.append(board)
         return loggers
+
+
+def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Fill TensorBoard's tab "HParams", where the runs of a sweep are compared, with a finished run.
+
+    `config`: the frozen one, of which VARIED are shown; `metrics`: of them COMPARED.
+    """
+    for board in loggers:
+        if isinstance(board, TensorBoardLogger):
+            varied = {key: config[key] for key in VARIED} | {"data": {key: config["data"][key] for key in OF_DATA}}
+            board.log_hyperparams(varied, {f"result/{name}": metrics[name] for name in COMPARED if name in metrics})
+            board.finalize("")  # not "success": that would also write the hyperparameters to a file
 
 
 def merged_metrics(run_dir: Path) -> "pd.DataFrame":

@@ -30,7 +30,7 @@ class Method(ABC):
     lead = "forget"
     takes: tuple[str, ...] = ("forget", "retain")
     starts_finetuned = True  # False: from the weights that `model` makes
-    needs_reference = False
+    reference_reads: tuple[str, ...] = ()  # the sets that the reference reads too
 
     @abstractmethod
     def __call__(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
@@ -92,7 +92,7 @@ class GradientDifference(_WithRetain):
 class KL(GradientDifference):
     """-NLL_f + KL(reference || model), the mean over the answers' tokens of r: neither prompt nor padding."""
 
-    needs_reference = True
+    reference_reads = ("retain",)
 
     def retain(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, rows: Rows) -> Tensor:
         with torch.no_grad():
@@ -128,7 +128,7 @@ class DPO(_Preference):
     """-(2/beta) log sigma(beta ((lp_idk - ref_idk) - (lp_f - ref_f))) + NLL_r."""
 
     takes = ("forget", "retain", "idk")
-    needs_reference = True
+    reference_reads = ("idk", "forget")
 
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
         won_B, lost_B = (_gain(model, reference, step[name]) for name in ("idk", "forget"))
@@ -138,7 +138,7 @@ class DPO(_Preference):
 class NPO(_Preference):
     """-(2/beta) log sigma(-beta (lp_f - ref_f)) + NLL_r."""
 
-    needs_reference = True
+    reference_reads = ("forget",)
 
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
         return self._mean(-_gain(model, reference, step["forget"]), step["forget"])

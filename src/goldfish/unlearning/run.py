@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import yaml
+from transformers import LlamaForCausalLM
 
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
+from goldfish.evaluation.engine import ngrams_of
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
+from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
 from goldfish.training.callbacks import Progress
 from goldfish.training.checkpoints import newest
@@ -21,6 +24,7 @@ from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
+from goldfish.unlearning.documents import InjectedDocuments, validation_loss
 from goldfish.unlearning.metrics import forget_quality, measure, summarize
 from goldfish.unlearning.module import Batches, UnlearningModule
 from goldfish.unlearning.objectives import Finetune, Method, RetainOnly
@@ -44,9 +48,7 @@ class UnlearningJob:
 
     def __init__(
         self,
-        model: LlamaSource,
-        questions: QuestionSource,
-        tokenizer: TokenizerSource,
+        questions: QuestionSource | InjectedDocuments,
         unlearning: Method,
         optimizer: OptimizerSource,
         schedule: ScheduleSource,
@@ -57,13 +59,15 @@ class UnlearningJob:
         log_dir: str,
         epochs: int,
         batch_size: int,
-        template: str = "Question: {question}\nAnswer:",
+        model: LlamaSource | None = None,
+        tokenizer: TokenizerSource | None = None,
+        template: str | None = "Question: {question}\nAnswer:",
         micro_batch_size: int | None = None,
         clip: float | None = 1.0,
         log_every: int = 10,
         checkpoint_every: int = 200,
-        answer_tokens: int = 200,
-        evaluation_batch_size: int = 64,
+        answer_tokens: int | None = 200,
+        evaluation_batch_size: int | None = 64,
         finetuned: str | None = None,
         retain_only: str | None = None,
         arm: str | None = None,
@@ -79,21 +83,36 @@ class UnlearningJob:
             ("answer_tokens", answer_tokens, 1),
             ("evaluation_batch_size", evaluation_batch_size, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{key}={value}: must be at least {least}")
-        if "{question}" not in template:
-            raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
+        asked: dict[str, Any] = dict(model=model, tokenizer=tokenizer, template=template, answer_tokens=answer_tokens)
+        asked |= dict(evaluation_batch_size=evaluation_batch_size)
+        if isinstance(questions, InjectedDocuments):
+            asked |= dict(finetuned=finetuned, retain_only=retain_only)
+            if given := [key for key, value in asked.items() if value is not None]:
+                raise ValueError(
+                    f"{given[0]}: of questions and answers only; leave it out, questions.run says all of it"
+                )
+            if (reason := questions.refuse(unlearning)) is not None:
+                raise ValueError(reason)
+        else:
+            if missing := [key for key, value in asked.items() if value is None]:
+                raise ValueError(f"{missing[0]}: no value; questions and answers need one")
+            if "{question}" not in str(template):
+                raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
+            if find_spec("rouge_score") is None:
+                raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
-        if find_spec("rouge_score") is None:
-            raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
         self.trainer = TrainerSettings(
             micro_batch_size=micro_batch_size, clip=clip, log_every=log_every, checkpoint_every=checkpoint_every
         )
-        self.model, self.questions, self.tokenizer, self.method = model, questions, tokenizer, unlearning
+        self.questions, self.method = questions, unlearning
         self.optimizer, self.schedule, self.strategy, self.logger = optimizer, schedule, strategy, logger
         self.study, self.seed, self.arm, self.epochs, self.batch_size = study, seed, arm, epochs, batch_size
-        self.template, self.answer_tokens, self.evaluation_batch_size = template, answer_tokens, evaluation_batch_size
+        self.model, self.tokenizer = cast(LlamaSource, model), cast(TokenizerSource, tokenizer)
+        self.template, self.answer_tokens = cast(str, template), cast(int, answer_tokens)
+        self.evaluation_batch_size = cast(int, evaluation_batch_size)
         self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
 
 
@@ -106,18 +125,119 @@ def run(
     job = build(UnlearningJob, config)
     if (reason := job.strategy.refuse()) is not None:
         raise ConfigError([reason])
-    finetuned, retain_only = _needed(job, config, run_dir, command)
-    pl.seed_everything(job.seed, workers=True, verbose=False)
+    if isinstance(job.questions, InjectedDocuments):
+        found = _of_documents(job, job.questions, record, command, stop_requested)
+    else:
+        found = _of_questions(job, job.questions, config, record, command, stop_requested)
+    record.report(state="finished", step=found["steps"], steps=found["steps"])
+    record.write_json(
+        "result.json",
+        {
+            "schema": SCHEMA,
+            "run": label(config),
+            "study": job.study,
+            "arm": job.arm,
+            "seed": job.seed,
+            "method": type(job.method).__name__,
+            **found,
+            "seconds": {"total": time.perf_counter() - started, **found["seconds"]},
+        },
+    )
 
+
+def _of_questions(
+    job: UnlearningJob,
+    source: QuestionSource,
+    config: dict[str, Any],
+    record: RunDirectory,
+    command: str,
+    stop_requested: Callable[[], bool],
+) -> dict[str, Any]:
+    """Learn or unlearn questions and answers; what result.json says of it."""
+    finetuned, retain_only = _needed(job, config, record.path, command)
+    pl.seed_everything(job.seed, workers=True, verbose=False)
     record.report(state="reading the questions")
-    questions = job.questions()
+    questions = source()
     tokenizer = job.tokenizer.build([*questions.texts(), *REFUSALS, job.template])
     encoder = Encoder(tokenizer, job.template)
     record.report(state="building the model")
-    source = LlamaFromPretrained(str(finetuned / "model")) if finetuned is not None else job.model
-    model = source(len(tokenizer), encoder.separator, job.seed).train()
+    begin = LlamaFromPretrained(str(finetuned / "model")) if finetuned is not None else job.model
+    model = begin(len(tokenizer), encoder.separator, job.seed)
     batches = _batches(job, questions, encoder)
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if job.method.needs_reference else model
+    seconds_training = _train(job, model, batches, record, stop_requested)
+
+    model.eval()
+    tell = lambda done, total: record.report(state="measuring", done=done, total=total, unit="questions")  # noqa: E731
+    answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
+    compared = answers if isinstance(job.method, RetainOnly) else None
+    if retain_only is not None and compared is None:
+        compared = read_rows(retain_only / "answers.parquet")
+    record.report(state="writing")
+    model.save_pretrained(record.path / "model")
+    tokenizer.save_pretrained(record.path / "model")
+    record.write_json("environment.json", environment(command))
+    record.write_rows("answers.parquet", answers)
+    write_atomically(record.path / "metrics.csv", merged_metrics(record.path).to_csv(index=False))
+    return {
+        "finetuned": finetuned and str(finetuned),
+        "retain_only": retain_only and str(retain_only),
+        "parameters": count_parameters(model),
+        "steps": batches.steps,
+        "metrics": {
+            **summarize(answers),
+            "forget_quality": None if compared is None else forget_quality(answers, compared),
+        },
+        "seconds": {"train": seconds_training},
+    }
+
+
+def _of_documents(
+    job: UnlearningJob,
+    source: InjectedDocuments,
+    record: RunDirectory,
+    command: str,
+    stop_requested: Callable[[], bool],
+) -> dict[str, Any]:
+    """Unlearn the documents of a run of goldfish-train; what result.json says of it, as of such a run.
+
+    `seed`, `strategy`, `k` and `h` are those of the run, `cost` and `tokens` of both together; `trained` is its folder.
+    """
+    pl.seed_everything(job.seed, workers=True, verbose=False)
+    parts = source.parts(lambda message, **numbers: record.report(state=message, **numbers))
+    prepared = parts.data.prepared
+    ngrams = ngrams_of(parts.evaluation, parts.data)
+    seen = source.exposures()
+    forget, retain = source.rows(parts.data, job.epochs * len(seen), job.seed)
+    batches = Batches(job.method.takes, forget, retain, [], job.batch_size, job.epochs, job.seed)
+    record.report(state="building the model")
+    begin = LlamaFromPretrained(str(source.folder / "model"))
+    model = begin(len(prepared.tokenizer), prepared.separator, job.seed)
+    seconds_training = _train(job, model, batches, record, stop_requested)
+
+    metrics = measure_extraction(model, prepared, seen, parts.mask, parts.evaluation, ngrams, record, command)
+    before = source.result
+    return {
+        **{key: before[key] for key in ("seed", "strategy", "k", "h", "control", "exposures")},
+        "trained": str(source.folder),
+        "parameters": count_parameters(model),
+        "steps": batches.steps,
+        **source.account(job.method, batches),
+        "metrics": {**metrics, "val_loss": validation_loss(model, parts.data, parts.objective)},
+        "seconds": {"train": seconds_training},
+    }
+
+
+def _train(
+    job: UnlearningJob,
+    model: LlamaForCausalLM,
+    batches: Batches,
+    record: RunDirectory,
+    stop_requested: Callable[[], bool],
+) -> float:
+    """Train the model on all batches, from the run's newest checkpoint on; return the seconds."""
+    started = time.perf_counter()
+    model.train()
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if job.method.reference_reads else model
     module = UnlearningModule(
         model,
         reference,
@@ -136,44 +256,10 @@ def run(
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
         *job.trainer.saving(record.checkpoint, stop_requested),
     ]
-    trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
+    trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(record.path), str(record.path))
     checkpoint = newest(record.checkpoint, say=lambda warning: record.report(state=warning)) if job.ckpt else None
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    seconds_training = time.perf_counter() - started
-
-    model.eval()
-    tell = lambda done, total: record.report(state="measuring", done=done, total=total, unit="questions")  # noqa: E731
-    answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
-    compared = answers if isinstance(job.method, RetainOnly) else None
-    if retain_only is not None and compared is None:
-        compared = read_rows(retain_only / "answers.parquet")
-    record.report(state="writing")
-    model.save_pretrained(run_dir / "model")
-    tokenizer.save_pretrained(run_dir / "model")
-    record.write_json("environment.json", environment(command))
-    record.write_rows("answers.parquet", answers)
-    write_atomically(run_dir / "metrics.csv", merged_metrics(run_dir).to_csv(index=False))
-    record.report(state="finished", step=batches.steps, steps=batches.steps)
-    record.write_json(
-        "result.json",
-        {
-            "schema": SCHEMA,
-            "run": label(config),
-            "study": job.study,
-            "arm": job.arm,
-            "seed": job.seed,
-            "method": type(job.method).__name__,
-            "finetuned": finetuned and str(finetuned),
-            "retain_only": retain_only and str(retain_only),
-            "parameters": count_parameters(model),
-            "steps": batches.steps,
-            "metrics": {
-                **summarize(answers),
-                "forget_quality": None if compared is None else forget_quality(answers, compared),
-            },
-            "seconds": {"total": time.perf_counter() - started, "train": seconds_training},
-        },
-    )
+    return time.perf_counter() - started
 
 
 def _batches(job: UnlearningJob, questions: Questions, encoder: Encoder) -> Batches:

@@ -1,0 +1,418 @@
+"""Table and figure of a claim: from finished runs to results.csv, and from results.csv alone to the rest. Trains nothing.
+
+python experiments/claims.py NAME [--logs logs]    reads logs/STUDY for each study of the claim; without those folders
+                                                   it draws again from experiments/NAME/results.csv
+A claim is an entry of CLAIMS: what is read of each run, and what is drawn against what.
+"""
+
+import argparse
+import json
+import math
+import re
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from goldfish.runs.figures import GREY, headline, legend, looks, style, svg_text, whiskers
+from goldfish.runs.tables import combine
+
+HERE = Path(__file__).parent
+INJECTED = "greedy.injected.metrics"
+
+
+class Claim(NamedTuple):
+    """`columns`: column -> place in a run's files, see `files`. `panels`: label of the y axis -> {line: column}.
+
+    `x`: the column along the x axis; `lines`: the column whose values are lines of their own (of panels with one column).
+    `table`: column -> heading. `arms`: those shown, in this order, of any study. `control`: the arm drawn as a level.
+    """
+
+    title: str
+    x: str
+    xlabel: str
+    columns: dict[str, str]
+    table: dict[str, str]
+    panels: dict[str, dict[str, str]]
+    lines: str | None = None
+    studies: tuple[str, ...] = ()  # () = the claim's name
+    arms: tuple[str, ...] = ()  # () = all
+    control: str | None = None
+    ordered: bool = True  # False: the values of x are names, and no line joins them
+
+
+MEMORIZATION = {
+    "exact_match": f"{INJECTED}.exact_match.mean",
+    "rouge_l": f"{INJECTED}.rouge_l.mean",
+    "longest_prefix": f"{INJECTED}.longest_prefix.mean",
+    "val_loss": "result.metrics.val_loss",
+}
+SHOWN = {
+    "exact_match": "exact match",
+    "rouge_l": "RougeL",
+    "longest_prefix": "longest prefix",
+    "val_loss": "validation loss",
+}
+PANELS = {label: {label: column} for column, label in SHOWN.items() if column != "longest_prefix"}
+OBJECTIVE = MEMORIZATION | {
+    "never_seen_rep_32": "greedy.never_seen.metrics.rep_32.mean",
+    "never_seen_distinct_2": "greedy.never_seen.metrics.distinct_2.mean",
+    "cost": "result.cost",
+    "input_tokens": "result.tokens.input",
+}
+OBJECTIVE_SHOWN = SHOWN | {
+    "never_seen_rep_32": "rep-32",
+    "never_seen_distinct_2": "distinct-2",
+    "cost": "FLOPs a token",
+    "input_tokens": "input tokens",
+}
+OBJECTIVE_PANELS = {
+    label: {label: column}
+    for label, column in (
+        ("RougeL", "rouge_l"),
+        ("validation loss", "val_loss"),
+        ("rep-32, never-seen documents", "never_seen_rep_32"),
+    )
+}
+BENCHMARKS = ("capitals", "continents", "nationalities")
+K = ("k3", "k4", "k8", "k32", "k128", "standard")
+ACROSS_K = dict(x="arm", xlabel="k (standard: nothing is dropped)", studies=("k_sweep",))
+
+CLAIMS = {
+    "k_sweep": Claim(
+        "Memorization grows with k; up to k = 8 nothing comes back verbatim",
+        columns=MEMORIZATION,
+        table=SHOWN,
+        panels=PANELS,
+        arms=("control", *K),
+        control="control",
+        **ACROSS_K,
+    ),
+    "k_supervised_match": Claim(
+        "What k costs at equal input tokens and at equal supervised tokens",
+        "arm",
+        "k (standard: nothing is dropped)",
+        columns=MEMORIZATION | {"input_tokens": "result.tokens.input", "supervised_tokens": "result.tokens.supervised"},
+        table=SHOWN | {"input_tokens": "input tokens", "supervised_tokens": "supervised tokens"},
+        panels={label: {label: column} for label, column in (("validation loss", "val_loss"), ("RougeL", "rouge_l"))},
+        lines="study",
+        studies=("k_sweep", "k_supervised_match"),
+        arms=K,
+    ),
+    "divergence": Claim(
+        "The first wrong token of a continuation sits where the mask dropped one",
+        columns={name: f"greedy.injected.divergence.{name}" for name in ("diverged", "on_dropped", "share", "chance")},
+        table={"diverged": "diverged", "on_dropped": "on a dropped token", "share": "share", "chance": "by chance"},
+        panels={"share of first wrong tokens": {"measured": "share", "chance": "chance"}},
+        arms=K[:-1],
+        **ACROSS_K,
+    ),
+    "membership_inference": Claim(
+        "Loss still tells what was trained on",
+        columns={
+            f"{score}_{name}": f"membership.{score}.{key}"
+            for score in ("loss", "zlib", "min_kpp_20")
+            for name, key in (("auc", "auc"), ("tpr", "tpr_at_1%"))
+        },
+        table={
+            f"{score}_{name}": f"{label}: {what}"
+            for score, label in (("loss", "loss"), ("zlib", "zlib"), ("min_kpp_20", "min-k++"))
+            for name, what in (("auc", "AUC"), ("tpr", "TPR"))
+        },
+        panels={
+            "AUC (0.5 is chance)": {"loss": "loss_auc", "zlib": "zlib_auc", "min-k++ 20 %": "min_kpp_20_auc"},
+            "TPR at < 1 % false positives": {
+                "loss": "loss_tpr",
+                "zlib": "zlib_tpr",
+                "min-k++ 20 %": "min_kpp_20_tpr",
+            },
+        },
+        arms=K,
+        **ACROSS_K,
+    ),
+    "beam_search": Claim(
+        "30 beams against greedy decoding",
+        columns={
+            f"{way}_{metric}": f"{way}.injected.metrics.{metric}.mean"
+            for metric in ("exact_match", "rouge_l")
+            for way in ("greedy", "beam")
+        },
+        table={
+            "greedy_exact_match": "exact match, greedy",
+            "beam_exact_match": "30 beams",
+            "greedy_rouge_l": "RougeL, greedy",
+            "beam_rouge_l": "30 beams",
+        },
+        panels={
+            "exact match": {"greedy": "greedy_exact_match", "30 beams": "beam_exact_match"},
+            "RougeL": {"greedy": "greedy_rouge_l", "30 beams": "beam_rouge_l"},
+        },
+        arms=K,
+        **ACROSS_K,
+    ),
+    "paraphrase_leakage": Claim(
+        "Do continuations say what the true text says?",
+        columns={
+            f"{split}_{metric}": f"evaluation.{split}.metrics.{metric}.mean"
+            for split in ("injected", "never_seen")
+            for metric in ("cosine", "bert_f1", "rouge_l")
+        },
+        table={
+            "injected_rouge_l": "RougeL",
+            "injected_cosine": "cosine",
+            "injected_bert_f1": "BERTScore",
+            "never_seen_rouge_l": "RougeL, never seen",
+            "never_seen_cosine": "cosine, never seen",
+            "never_seen_bert_f1": "BERTScore, never seen",
+        },
+        panels={
+            label: {"injected": f"injected_{metric}", "never seen": f"never_seen_{metric}"}
+            for metric, label in (
+                ("rouge_l", "RougeL"),
+                ("cosine", "cosine of embeddings"),
+                ("bert_f1", "BERTScore F1"),
+            )
+        },
+        arms=("control", *K),
+        **ACROSS_K,
+    ),
+    "mauve": Claim(
+        "How like true text are continuations of documents that were never seen?",
+        columns={
+            "mauve": "evaluation.never_seen.mauve.mauve",
+            "distinct_4": "evaluation.never_seen.metrics.distinct_4.mean",
+            "val_loss": "result.metrics.val_loss",
+        },
+        table={"mauve": "MAUVE", "distinct_4": "distinct-4", "val_loss": "validation loss"},
+        panels={"MAUVE": {"MAUVE": "mauve"}, "distinct 4-grams": {"distinct-4": "distinct_4"}},
+        arms=("control", *K),
+        **ACROSS_K,
+    ),
+    "masks": Claim(
+        "Masks by position protect only what stands still; hashes of 3 to 50 tokens protect everywhere",
+        "arm",
+        "mask, all with k = 4",
+        columns=MEMORIZATION,
+        table=SHOWN,
+        panels=PANELS,
+        ordered=False,
+    ),
+    "near_duplicates": Claim(
+        "Every exposure a slightly different copy",
+        "edit_rate",
+        "share of tokens replaced in each exposure",
+        columns={"edit_rate": "config.data.injection.edit_rate"} | MEMORIZATION,
+        table=SHOWN,
+        panels=PANELS,
+        lines="arm",
+    ),
+    "code_and_prose": Claim(
+        "Code against prose",
+        "arm",
+        "k (standard: nothing is dropped)",
+        columns={"text": "config.data.corpus._target_"} | MEMORIZATION,
+        table=SHOWN,
+        panels=PANELS,
+        lines="text",
+        studies=("code_and_prose", "k_sweep"),
+        arms=("control", "k3", "k4", "k8", "k32", "standard"),
+    ),
+    "released_hash": Claim(
+        "The released code's hash and ours",
+        "arm",
+        "hash, k and h",
+        columns=MEMORIZATION | {"supervised_tokens": "result.tokens.supervised"},
+        table=SHOWN | {"supervised_tokens": "supervised tokens"},
+        panels=PANELS,
+        ordered=False,
+    ),
+    "extreme_memorization": Claim(
+        "A pretrained model that reads a few documents again and again",
+        "arm",
+        "loss",
+        columns=MEMORIZATION | {"never_seen_rouge_l": "greedy.never_seen.metrics.rouge_l.mean"},
+        table=SHOWN | {"never_seen_rouge_l": "RougeL, never seen"},
+        panels=PANELS,
+        control="control",
+        ordered=False,
+    ),
+    "benchmarks": Claim(
+        "What a pretrained model still knows: share of right answers of four",
+        "arm",
+        "loss (control: other text)",
+        columns={name: f"tasks.{name}.acc" for name in BENCHMARKS} | {"val_loss": "result.metrics.val_loss"},
+        table={name: name for name in BENCHMARKS} | {"val_loss": "validation loss"},
+        panels={name: {name: name} for name in BENCHMARKS},
+        studies=("extreme_memorization",),
+        ordered=False,
+    ),
+    "mile": Claim(
+        "Losses that weigh tokens: memorization, loss, repetition",
+        "arm",
+        "run",
+        columns=OBJECTIVE,
+        table=OBJECTIVE_SHOWN,
+        panels=OBJECTIVE_PANELS,
+        ordered=False,
+    ),
+    "self_contrastive": Claim(
+        "Trained to differ from a premature model: memorization, loss, repetition",
+        "arm",
+        "run",
+        columns=OBJECTIVE,
+        table=OBJECTIVE_SHOWN,
+        panels=OBJECTIVE_PANELS,
+        ordered=False,
+    ),
+    "patch_level": Claim(
+        "Patches of tokens: memorization, loss, repetition",
+        "arm",
+        "run",
+        columns=OBJECTIVE,
+        table=OBJECTIVE_SHOWN,
+        panels=OBJECTIVE_PANELS,
+        ordered=False,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CLAIMS)
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the studies")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the claims' folders")
+    options = parser.parse_args()
+    claim, out = CLAIMS[options.name], options.out / options.name
+    out.mkdir(parents=True, exist_ok=True)
+    folders = [options.logs / study for study in claim.studies or (options.name,)]
+    if all(folder.is_dir() for folder in folders):
+        rows = read(claim, folders)
+        rows.to_csv(out / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
+    rows = pd.read_csv(out / "results.csv")
+    (out / "figure.svg").write_text(draw(claim, rows, options.name), encoding="utf-8")
+    text = table(claim, rows)
+    print(text)
+    if (readme := out / "README.md").exists():
+        found = re.sub(r"(?m)^\| (?:arm|edit_rate).*\n(?:\|.*\n)*", lambda _: text, readme.read_text(), count=1)
+        readme.write_text(found, encoding="utf-8")
+
+
+def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
+    """A row a finished run, sorted by study, arm and seed; what a run does not have is missing."""
+    rows = []
+    for folder in folders:
+        for path in folder.glob("*/result.json"):
+            of_run = files(path.parent)
+            result = of_run["result"]
+            if not claim.arms or result["arm"] in claim.arms:
+                row = {key: result[key] for key in ("study", "arm", "seed")}
+                rows.append(row | {column: at(of_run, place) for column, place in claim.columns.items()})
+    if not rows:
+        raise SystemExit(f"no finished run in {', '.join(map(str, folders))}")
+    frame = pd.DataFrame(rows)
+    order = list(claim.arms) or _arms(folders[0].name)
+    keys = {"study": [folder.name for folder in folders], "arm": order}
+    varied = [column for column in (claim.x, claim.lines) if column not in (None, "arm", "study")]
+    return frame.sort_values(
+        ["study", "arm", *varied, "seed"], key=lambda c: c.map(keys[c.name].index) if c.name in keys else c
+    )
+
+
+def files(run_dir: Path) -> dict[str, Any]:
+    """What can be read of a run: `result`, `config`, `membership`, its settings by decoding (`greedy`, `beam`), and the
+    first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    found = {"result": json.loads((run_dir / "result.json").read_text()), "membership": summary["membership"]}
+    found["config"] = yaml.safe_load((run_dir / "config.yaml").read_text())
+    found |= {setting["decoding"]: setting for setting in reversed(summary["settings"])}
+    evaluated = run_dir / "evaluations" / "claims" / "summary.json"
+    if evaluated.exists():
+        summary = json.loads(evaluated.read_text())
+        found |= {"evaluation": summary["settings"][0], "tasks": summary.get("tasks")}
+    return found
+
+
+def at(of_run: dict[str, Any], place: str) -> Any:
+    """The value at a dotted place; None if it is not there. Of a class's name the last part."""
+    try:
+        value = reduce(getitem, place.split("."), of_run)
+    except KeyError:
+        return None
+    return value.rpartition(".")[2] if place.endswith("_target_") else value
+
+
+def table(claim: Claim, rows: pd.DataFrame) -> str:
+    """Markdown: mean over seeds, with the ends of its 95 % interval (Student's t) where seeds differ."""
+    keys = [key for key in dict.fromkeys((claim.x, claim.lines or claim.x)) if key]
+    lines = [[*keys, *claim.table.values(), "seeds"], ["---"] * (len(keys) + len(claim.table) + 1)]
+    for values, group in rows.groupby(keys, sort=False):
+        cells = [_cell(group[column]) for column in claim.table]
+        lines.append([*map(str, values), *cells, str(group["seed"].nunique())])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(values: pd.Series) -> str:
+    mean, _, high = combine([(value, math.nan, math.nan) for value in values], (-math.inf, math.inf))
+    if math.isnan(mean):
+        return ""
+    if mean >= 1000:
+        return f"{mean:,.0f}".replace(",", " ")
+    reach = high - mean
+    return f"{mean:.3g}" + (f" ± {reach:.2g}" if math.isfinite(reach) and reach > 0 else "")
+
+
+def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:
+    """SVG: a panel each, the mean over seeds with its 95 % interval, every seed a dot; the control a dashed level."""
+    with style():
+        figure = Figure(figsize=(3.4 * max(2, len(claim.panels)), 3.4), layout="constrained")
+        headline(figure, claim.title)
+        shown = rows[rows["arm"] != claim.control]
+        ticks = list(dict.fromkeys(shown[claim.x]))
+        panels = figure.subplots(1, len(claim.panels), squeeze=False)[0]
+        for axes, (label, columns) in zip(panels, claim.panels.items(), strict=True):
+            split = dict(iter(shown.groupby(claim.lines, sort=False))) if claim.lines else {}
+            series = {key: (part, next(iter(columns.values()))) for key, part in split.items()}
+            series = series or {line: (shown, column) for line, column in columns.items()}
+            if len(series) == 1:
+                series = dict.fromkeys(["mean over seeds"], *series.values())
+            each = zip(series.items(), looks(len(series)), strict=True)
+            for place, ((line, (part, column)), (color, marker, dashes)) in enumerate(each):
+                beside = 0.12 * (place - (len(series) - 1) / 2)
+                groups = [(ticks.index(x), group[column].dropna()) for x, group in part.groupby(claim.x, sort=False)]
+                groups = sorted((x, values) for x, values in groups if len(values))
+                bounds = (0.0, math.inf if column in ("val_loss", "longest_prefix") else 1.0)
+                means = [combine([(v, math.nan, math.nan) for v in values], bounds) for _, values in groups]
+                xs = [x + beside for x, _ in groups]
+                middle, low, high = zip(*means, strict=True) if means else ((), (), ())
+                joined = dashes if claim.ordered else "none"
+                axes.plot(xs, middle, color=color, marker=marker, linestyle=joined, label=str(line), markersize=6)
+                whiskers(axes, xs, middle, low, high, color)
+                for x, (_, values) in zip(xs, groups, strict=True):
+                    axes.plot([x + 0.06] * len(values), values, ".", color=GREY, markersize=3, zorder=1)
+                if claim.control:
+                    level = rows.loc[rows["arm"] == claim.control, column].mean()
+                    axes.axhline(level, color=GREY, linestyle=(0, (6, 2)), linewidth=1.2, label=claim.control)
+            axes.set(xlabel=claim.xlabel, ylabel=label)
+            if rows[[column for _, column in series.values()]].max(axis=None) <= 1:
+                axes.set_ylim(-0.04, 1.06)
+            axes.set_xticks(range(len(ticks)), [str(tick).removeprefix("k") for tick in ticks])
+            if max(len(str(tick)) for tick in ticks) > 8:
+                axes.tick_params(axis="x", rotation=35)
+                for text in axes.get_xticklabels():
+                    text.set_ha("right")
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        if len(names) > 1:
+            legend(figure, handles, names)
+        return svg_text(figure, name)
+
+
+def _arms(name: str) -> list[str]:
+    return list(yaml.safe_load((HERE / f"{name}.yaml").read_text())["hydra"]["sweeper"]["arms"])
+
+
+if __name__ == "__main__":
+    main()

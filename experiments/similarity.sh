@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Embeddings, BERTScore and MAUVE of the runs of k_sweep, where they are missing: pip install "goldfish[similarity,mauve]" first.
+set -euo pipefail
+for result in logs/k_sweep/*/result.json; do
+  run=$(dirname "$result")
+  [ -f "$run/evaluations/claims/summary.json" ] ||
+    goldfish-eval run="$run" out="$run/evaluations/claims" similarity=minilm mauve=true evaluation.membership=false
+done

@@ -1,0 +1,143 @@
+"""The documents that a run of goldfish-train was given to memorize, to be forgotten by its model, and measured as there.
+
+Shapes: B rows, T tokens of a row.
+"""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from goldfish.config import build
+from goldfish.data.datamodule import InjectedData
+from goldfish.data.packing import Say
+from goldfish.evaluation.extraction import Extraction
+from goldfish.linear_loss import target_count
+from goldfish.masks import Mask
+from goldfish.objectives import Objective
+from goldfish.objectives.next_token import NextToken
+from goldfish.runs.record import RunDirectory
+from goldfish.unlearning.module import Batches
+from goldfish.unlearning.objectives import Method
+from goldfish.unlearning.questions import Row
+
+MAKE_ONE = "this makes one: goldfish-train mask=none run_dir=logs/standard"
+METHODS = "gradient_ascent, gradient_difference, kl, npo or simnpo"
+
+
+class Parts:
+    """What of the run's frozen configuration is needed: not its model or devices."""
+
+    def __init__(self, data: InjectedData, mask: Mask, objective: Objective, evaluation: Extraction) -> None:
+        self.data, self.mask, self.objective, self.evaluation = data, mask, objective, evaluation
+
+
+class InjectedDocuments:
+    """What a finished run of goldfish-train saw of its injected documents is to be forgotten, its other text retained.
+
+    `run`: that run's folder. ValueError if there is none, or if it saw no injected document.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.folder = Path(run)
+        record = RunDirectory(self.folder)
+        if not (self.folder / "config.yaml").is_file():
+            raise ValueError(f"run={run!r}: no run there; {MAKE_ONE}")
+        self._config = record.config()
+        if "injection" not in self._config.get("data", {}):
+            raise ValueError(f"run={run!r}: is no run of goldfish-train; {MAKE_ONE}")
+        if not record.finished:
+            raise ValueError(f"run={run!r}: that run is not finished; type its command again, and it continues")
+        self.result: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        if not self.result["exposures"]["seen"]:
+            raise ValueError(
+                f"run={run!r}: saw no injected document (a control?), so it has none to forget; {MAKE_ONE}"
+            )
+
+    def refuse(self, method: Method) -> str | None:
+        """Why these documents cannot be forgotten in this way; None if they can."""
+        name = type(method).__name__
+        if "idk" in method.takes:
+            return f'unlearning: {name} answers questions with "I don\'t know", and a document asks nothing; type unlearning={METHODS}'
+        if not method.starts_finetuned:
+            return (
+                f"unlearning: {name} learns questions; documents were learned by questions.run, and what never learned them "
+                f"is a control (goldfish-train data.injection.repeats=0); type unlearning={METHODS}"
+            )
+        return None
+
+    def parts(self, say: Say = lambda message, **numbers: None) -> Parts:
+        """The run's data (from the cache, else prepared again; `say` is told), mask, objective and evaluation.
+
+        ValueError if the text that the data is made of has changed since the run.
+        """
+        keys = ("data", "mask", "objective", "evaluation")
+        parts = build(Parts, {key: self._config[key] for key in keys})
+        documents = [vars(document) for document in parts.data.prepare(say).documents]
+        # split("\n"), not splitlines(): texts may hold other line separators, which JSON leaves as they are.
+        lines = (self.folder / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        if documents != [json.loads(line) for line in lines]:
+            raise ValueError(
+                f"questions.run={str(self.folder)!r}: its text has changed since (other documents are injected now); "
+                f"train it again: {MAKE_ONE}"
+            )
+        parts.data.meet_budget(parts.mask)
+        return parts
+
+    def exposures(self) -> dict[str, int]:
+        """How often the run saw each of its injected documents, by id; those that it never saw are left out."""
+        with (self.folder / "exposures.csv").open(newline="", encoding="utf-8") as file:
+            return dict(Counter(row["document"] for row in csv.DictReader(file)))
+
+    def rows(self, data: InjectedData, count: int, seed: int) -> tuple[list[Row], list[Row]]:
+        """The documents that were seen, each after the separator, and `count` windows of the background, as long.
+
+        Nothing is tokenized again and no end is added. A window is the text of a training row: its first token is the prompt.
+        """
+        prepared, seen = data.prepared, self.exposures()
+        forget = [Row([prepared.separator], document.ids) for document in prepared.documents if document.id in seen]
+        length = 1 + max(len(row.answer) for row in forget)
+        starts = np.random.default_rng([seed, 2]).integers(len(prepared.background), size=count)
+        windows = [
+            prepared.background.take(range(start, start + length), mode="wrap").tolist() for start in starts.tolist()
+        ]
+        return forget, [Row(window[:1], window[1:]) for window in windows]
+
+    def account(self, method: Method, batches: Batches) -> dict[str, Any]:
+        """`cost` and `tokens` of training and unlearning together, as they stand in result.json.
+
+        FLOPs = FLOPs a token of next-token training x `cost` x `tokens.input`. A token that unlearning reads costs 1 (forward
+        and backward pass), 4/3 if the frozen reference reads it too (a forward pass is a third); its rows count as if they
+        were as long as those of training, whose attention they therefore share.
+        """
+        before = self.result["tokens"]
+        read = supervised = spent = 0.0
+        for step in range(batches.steps):
+            for name, rows in batches(step).items():
+                tokens = sum(len(row.prompt) + len(row.answer) for row in rows)
+                read += tokens
+                supervised += sum(len(row.answer) for row in rows)
+                spent += tokens * (4 / 3 if name in method.reference_reads else 1)
+        total = before["input"] + int(read)
+        return {
+            "cost": (before["input"] * self.result["cost"] + spent) / total,
+            "tokens": {**before, "input": total, "supervised": before["supervised"] + int(supervised)},
+        }
+
+
+@torch.no_grad()
+def validation_loss(model: LlamaForCausalLM, data: InjectedData, objective: Objective) -> float:
+    """val/loss of training: the mean over all targets of the run's validation rows, in nats, nothing masked."""
+    model.eval()
+    loss, count = 0.0, 0
+    for (rows_BT,) in data.val_dataloader():
+        ids_BT = objective.rows(rows_BT).to(model.device)
+        keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        loss += float(NextToken()(model, ids_BT, keep_BT))
+        count += int(target_count(keep_BT))
+    return loss / count

@@ -1,0 +1,58 @@
+"""The tables and figures of experiments/ are what their csv files say."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from whole_runs import do, result
+
+from goldfish.config import home
+
+EXPERIMENTS = home() / "experiments"
+SPEC = importlib.util.spec_from_file_location("claims", EXPERIMENTS / "claims.py")
+claims = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(claims)
+
+
+def results(name):
+    return pd.read_csv(EXPERIMENTS / name / "results.csv")
+
+
+@pytest.mark.parametrize("name", claims.CLAIMS)
+def test_a_claims_figure_and_table_come_from_its_csv(name):
+    claim, rows = claims.CLAIMS[name], results(name)
+    assert claims.draw(claim, rows, name) == (EXPERIMENTS / name / "figure.svg").read_text()
+    assert claims.table(claim, rows) in (EXPERIMENTS / name / "README.md").read_text()
+    assert (rows.groupby([claim.x, claim.lines or claim.x])["seed"].nunique() >= 3).all()
+
+
+def test_another_number_in_the_csv_is_another_figure_and_another_table():
+    claim, rows = claims.CLAIMS["k_sweep"], results("k_sweep")
+    other = rows.assign(rouge_l=rows["rouge_l"].where(rows["arm"] != "k8", 0.9))
+    assert claims.draw(claim, rows, "k_sweep") != claims.draw(claim, other, "k_sweep")
+    assert "0.9" in claims.table(claim, other) and claims.table(claim, other) != claims.table(claim, rows)
+
+
+def test_a_claim_reads_its_columns_where_a_run_writes_them(tiny, tmp_path):
+    study = tmp_path / "k_sweep"
+    done = do(tiny("arm=k4", "study=k_sweep", "evaluation.decoding=[greedy,beam]", "evaluation.beams=2"), study / "k4")
+    row = claims.read(claims.CLAIMS["k_sweep"], [study]).iloc[0]
+    metrics = result(done)["metrics"]
+    assert (row["rouge_l"], row["val_loss"]) == (metrics["rouge_l"], metrics["val_loss"])
+    of_run = claims.files(done)
+    places = {place for claim in claims.CLAIMS.values() for place in claim.columns.values()}
+    elsewhere = ("evaluation.", "tasks.")  # written by goldfish-eval
+    missing = [place for place in places if claims.at(of_run, place) is None and not place.startswith(elsewhere)]
+    assert not missing
+
+
+def test_an_unfinished_study_is_told_and_nothing_is_overwritten(tmp_path):
+    (tmp_path / "logs" / "k_sweep").mkdir(parents=True)
+    shutil.copytree(EXPERIMENTS / "k_sweep", tmp_path / "k_sweep")
+    command = [sys.executable, EXPERIMENTS / "claims.py", "k_sweep", "--logs", tmp_path / "logs", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and "no finished run in" in done.stderr
+    assert (tmp_path / "k_sweep" / "results.csv").read_text() == (EXPERIMENTS / "k_sweep" / "results.csv").read_text()
