@@ -19,7 +19,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from goldfish.runs.figures import GREY, headline, legend, looks, style, svg_text, whiskers
-from goldfish.runs.tables import combine
+from goldfish.runs.tables import combine, mean_text
 
 HERE = Path(__file__).parent
 INJECTED = "greedy.injected.metrics"
@@ -93,7 +93,7 @@ CLAIMS = {
         **ACROSS_K,
     ),
     "k_supervised_match": Claim(
-        "What k costs at equal input tokens and at equal supervised tokens",
+        "What k costs at equal input tokens (k_sweep) and at equal supervised tokens",
         "arm",
         "k (standard: nothing is dropped)",
         columns=MEMORIZATION | {"input_tokens": "result.tokens.input", "supervised_tokens": "result.tokens.supervised"},
@@ -202,7 +202,7 @@ CLAIMS = {
         ordered=False,
     ),
     "near_duplicates": Claim(
-        "Every exposure a slightly different copy",
+        "Slightly different copies leak at h = 13, much less at h = 4",
         "edit_rate",
         "share of tokens replaced in each exposure",
         columns={"edit_rate": "config.data.injection.edit_rate"} | MEMORIZATION,
@@ -350,19 +350,9 @@ def table(claim: Claim, rows: pd.DataFrame) -> str:
     keys = [key for key in dict.fromkeys((claim.x, claim.lines or claim.x)) if key]
     lines = [[*keys, *claim.table.values(), "seeds"], ["---"] * (len(keys) + len(claim.table) + 1)]
     for values, group in rows.groupby(keys, sort=False):
-        cells = [_cell(group[column]) for column in claim.table]
+        cells = [mean_text(group[column]) for column in claim.table]
         lines.append([*map(str, values), *cells, str(group["seed"].nunique())])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(values: pd.Series) -> str:
-    mean, _, high = combine([(value, math.nan, math.nan) for value in values], (-math.inf, math.inf))
-    if math.isnan(mean):
-        return ""
-    if mean >= 1000:
-        return f"{mean:,.0f}".replace(",", " ")
-    reach = high - mean
-    return f"{mean:.3g}" + (f" ± {reach:.2g}" if math.isfinite(reach) and reach > 0 else "")
 
 
 def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:

@@ -12,9 +12,16 @@ from whole_runs import do, result
 from goldfish.config import home
 
 EXPERIMENTS = home() / "experiments"
-SPEC = importlib.util.spec_from_file_location("claims", EXPERIMENTS / "claims.py")
-claims = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(claims)
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+claims = script(EXPERIMENTS / "claims.py")
 
 
 def results(name):
@@ -27,6 +34,16 @@ def test_a_claims_figure_and_table_come_from_its_csv(name):
     assert claims.draw(claim, rows, name) == (EXPERIMENTS / name / "figure.svg").read_text()
     assert claims.table(claim, rows) in (EXPERIMENTS / name / "README.md").read_text()
     assert (rows.groupby([claim.x, claim.lines or claim.x])["seed"].nunique() >= 3).all()
+
+
+def test_the_figure_and_the_table_of_all_mitigations_come_from_their_csv():
+    table, rows, folder = (
+        script(EXPERIMENTS / "mitigations" / "table.py"),
+        results("mitigations"),
+        EXPERIMENTS / "mitigations",
+    )
+    assert table.draw(rows) == (folder / "figure.svg").read_text()
+    assert table.markdown(rows) in (folder / "README.md").read_text()
 
 
 def test_another_number_in_the_csv_is_another_figure_and_another_table():

@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 from transformers import LlamaConfig
 
 from goldfish.estimate import flops_per_token
-from goldfish.runs.figures import style
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from goldfish.runs.figures import GREY, INK, label, style, svg_text
+from goldfish.runs.tables import mean_text
 
 HERE = Path(__file__).parent
 SHOWN = {
@@ -52,9 +51,11 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(table: pd.DataFrame) -> str:
-    lines = [["", *SHOWN.values()], ["---"] * (1 + len(SHOWN))]
-    lines += [[str(arm), *(f"{row[name]:.3g}" for name in SHOWN)] for arm, row in table.iterrows()]
+def markdown(rows: pd.DataFrame) -> str:
+    """Means over seeds with the reach of their 95 % interval."""
+    lines = [["arm", *SHOWN.values()], ["---"] * (1 + len(SHOWN))]
+    for arm, seeds in rows.groupby("arm", sort=False):
+        lines.append([str(arm), *(mean_text(seeds[name]) for name in SHOWN)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -66,19 +67,30 @@ def main() -> None:
         found = [row for path in sorted(study.glob("*/result.json")) for row in rows_of(path.parent)]
         found.sort(key=lambda row: (arms.index(row["arm"].partition(" + ")[0]), row["arm"], row["seed"]))
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
-    table = pd.read_csv(HERE / "results.csv").groupby("arm", sort=False)[list(SHOWN)].mean()
-    print(markdown(table))
+    rows = pd.read_csv(HERE / "results.csv")
+    (HERE / "figure.svg").write_text(draw(rows), encoding="utf-8")
+    print(markdown(rows))
+
+
+def draw(rows: pd.DataFrame) -> str:
+    """SVG: RougeL against validation loss and against compute, an arm a number, every seed a grey dot."""
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained", sharey=True)
-        for number, (arm, row) in enumerate(table.iterrows(), start=1):
-            for axes, x in ((left, row["val_loss"]), (right, row["teraflops"])):
-                axes.plot(x, row["rouge_l"], "o", color="0.2", markersize=4)
-                axes.annotate(str(number), (x, row["rouge_l"]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        figure = Figure(figsize=(10, 5.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        means = rows.groupby("arm", sort=False)[list(SHOWN)].mean()
+        for axes, x in ((left, "val_loss"), (right, "teraflops")):
+            axes.plot(rows[x], rows["rouge_l"], ".", color=GREY, markersize=3, zorder=1)
+            axes.plot(means[x], means["rouge_l"], "o", color=INK, markersize=4)
+            axes.set_ylim(-0.05, 1.2)
+        for number, arm in enumerate(means.index, start=1):
             left.plot([], [], " ", label=f"{number}  {arm}")
         left.set(xlabel="validation loss (nats/token): price in utility", ylabel="RougeL of injected documents")
         right.set(xlabel="training TFLOPs: price in compute")
         figure.legend(loc="outside right center", fontsize=8, handlelength=0)
-        figure.savefig(HERE / "figure.svg", metadata={"Date": None})
+        for axes, x in ((left, "val_loss"), (right, "teraflops")):
+            places = zip(means[x], means["rouge_l"], strict=True)
+            label(figure, axes, [(*place, str(n)) for n, place in enumerate(places, start=1)], np.empty((0, 2)))
+        return svg_text(figure, "mitigations")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,7 +26,7 @@ from goldfish.runs.arms import settings_of
 from goldfish.runs.page import compare
 from goldfish.runs.record import RunDirectory, read_rows
 from goldfish.runs.report import collect, evaluations, print_summary, summarize, write_report
-from goldfish.runs.tables import pool, tabulate
+from goldfish.runs.tables import mean_text, pool, tabulate
 
 HEADER = (
     "run,strategy,k,h,seed,exact_match,rouge_l,control_rouge_l,longest_prefix,never_seen_rouge_l,val_loss,"
@@ -424,6 +425,11 @@ def test_seeds_of_equal_settings_are_one_arm_with_student_s_interval(tmp_path: P
 def test_seeds_that_begin_from_runs_of_their_own_seed_are_one_arm() -> None:
     one, other = ({"seed": seed, "objective": {"premature": f"logs/premature-seed{seed}"}} for seed in (0, 1))
     assert settings_of(one) == settings_of(other) != settings_of({**other, "objective": {"premature": "logs/other"}})
+
+
+def test_a_mean_over_seeds_is_written_with_the_reach_of_its_interval() -> None:
+    assert mean_text([0.2, 0.3, 0.4]) == "0.3 ± 0.25" and mean_text([1.0, 1.0, math.nan]) == "1"
+    assert mean_text([]) == mean_text([math.nan]) == "" and mean_text([269_952, 269_952]) == "269 952"
 
 
 def test_an_interval_over_seeds_does_not_leave_the_range_of_its_metric(tmp_path: Path) -> None:

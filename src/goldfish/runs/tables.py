@@ -124,6 +124,17 @@ def combine(estimates: Iterable[Estimate], bounds: tuple[float, float] = (0.0, 1
     return mean, max(bounds[0], mean - reach), min(bounds[1], mean + reach)
 
 
+def mean_text(values: Iterable[float]) -> str:
+    """Return the mean over seeds with its reach, as in "0.335 ± 0.034"; only the mean where seeds agree; "" without any."""
+    mean, _, high = combine([(value, math.nan, math.nan) for value in values], (-math.inf, math.inf))
+    if math.isnan(mean):
+        return ""
+    reach = high - mean
+    if mean >= 1000:
+        return f"{mean:,.0f}".replace(",", " ")
+    return f"{mean:.3g}" + (f" ± {reach:.2g}" if math.isfinite(reach) and reach > 1e-9 * abs(mean) else "")
+
+
 def rank(run: Run) -> tuple[Any, ...]:
     """Return what runs are sorted by: from the most to the least expected memorization, controls last."""
     name, result = kind(run.result["strategy"], run.result["control"]), run.result
