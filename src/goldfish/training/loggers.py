@@ -16,8 +16,6 @@ CHARTS = {
     "loss on kept, dropped, all tokens": ["train/loss_kept", "train/loss_dropped", "train/loss_all"],
 }
 COMPARED = ("exact_match", "rouge_l", "longest_prefix", "never_seen_rouge_l", "val_loss")
-VARIED = ("arm", "seed", "mask", "objective", "model", "optimizer", "strategy")
-OF_DATA = ("tokens", "injection")
 
 
 class Loggers:
@@ -42,12 +40,18 @@ class Loggers:
 def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """Fill TensorBoard's tab "HParams", where the runs of a sweep are compared, with a finished run.
 
-    `config`: the frozen one, of which VARIED are shown; `metrics`: of them COMPARED.
+    Of the frozen `config`: mask and objective with their settings, arm, seed, repeats, tokens, learning rate, model width
+    and layers; few, because the tab shows the first five in the alphabet. Of `metrics`: COMPARED.
     """
+    groups = ("mask", "objective")
+    shown = {key: value for group in groups for key, value in config[group].items() if key not in ("_target_", "seed")}
+    shown |= {group: config[group]["_target_"].rpartition(".")[2] for group in groups}
+    shown |= {"arm": config["arm"], "seed": config["seed"], "lr": config["optimizer"].get("lr")}
+    shown |= {"repeats": config["data"]["injection"]["repeats"], "tokens": config["data"]["tokens"]}
+    shown |= {key: config["model"].get(key) for key in ("hidden_size", "layers")}
     for board in loggers:
         if isinstance(board, TensorBoardLogger):
-            varied = {key: config[key] for key in VARIED} | {"data": {key: config["data"][key] for key in OF_DATA}}
-            board.log_hyperparams(varied, {f"result/{name}": metrics[name] for name in COMPARED if name in metrics})
+            board.log_hyperparams(shown, {f"result/{name}": metrics[name] for name in COMPARED if name in metrics})
             board.finalize("")  # not "success": that would also write the hyperparameters to a file
 
 
