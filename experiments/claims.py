@@ -257,6 +257,17 @@ CLAIMS = {
         columns=OBJECTIVE,
         table=OBJECTIVE_SHOWN,
         panels=OBJECTIVE_PANELS,
+        studies=("mitigations",),
+        arms=(
+            "standard",
+            "mile",
+            "focal",
+            "label_smoothing",
+            "hashed_k4",
+            "hashed_k4_mile",
+            "hashed_k32",
+            "hashed_k32_mile",
+        ),
         ordered=False,
     ),
     "self_contrastive": Claim(
@@ -266,6 +277,8 @@ CLAIMS = {
         columns=OBJECTIVE,
         table=OBJECTIVE_SHOWN,
         panels=OBJECTIVE_PANELS,
+        studies=("mitigations",),
+        arms=("standard", "self_contrastive", "hashed_k4_self_contrastive"),
         ordered=False,
     ),
     "patch_level": Claim(
