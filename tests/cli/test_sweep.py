@@ -52,6 +52,12 @@ def test_zero_jobs_are_an_error():
         expand({"a": []}, [], None)
 
 
+def test_an_arm_names_other_keys_and_means_those_of_each_job(command, study):
+    options = study(a=["run_dir=${log_dir}/s/of-seed${seed}"])
+    done = command("goldfish-train", *options, "seed=0,1", "--dry-run")
+    assert done.returncode == 0 and "of-seed0" in done.stdout and "of-seed1" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tmp_path):
     options = study(
         standard=["mask=none"], k4=["mask=hashed", "mask.k=4"], control=["mask=none", "data.injection.repeats=0"]

@@ -28,12 +28,14 @@ class ArmSweeper(Sweeper):
         params: dict[str, str] | None = None,
         search: dict[str, Any] | None = None,
     ) -> None:
-        self.arms = {str(name): list(overrides) for name, overrides in (arms or {}).items()}
         self.params = dict(params or {})
         self.search: Any = search and OmegaConf.to_container(OmegaConf.create(search))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what `sweep` needs; Hydra calls it."""
+        # Not the constructor's: there ${seed} already is the sweep's own, and an arm means that of each job.
+        arms: Any = OmegaConf.to_container(config.hydra.sweeper.arms or OmegaConf.create({}), resolve=False)
+        self.arms = {str(name): list(overrides) for name, overrides in arms.items()}
         self._loader: Any = hydra_context.config_loader
         self._config = config
         self._in_place_of_jobs = getattr(task_function, "run_sweep", None)
