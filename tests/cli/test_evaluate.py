@@ -7,6 +7,10 @@ import pytest
 from conftest import TINY
 from pyarrow import parquet
 
+from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.job import EvaluationJob
+from goldfish.training.strategies import Strategy
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
@@ -118,3 +122,9 @@ def test_documents_that_are_all_too_short_are_told(command, finished):
 def test_bad_input_is_told_in_a_sentence(command, arguments, words):
     done = command("goldfish-eval", *arguments)
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_unlearned_run_is_told_how_it_is_evaluated(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="type model=.*/model documents=FILE"):
+        EvaluationJob(Extraction(), Strategy(), run=str(tmp_path))

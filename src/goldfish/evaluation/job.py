@@ -58,6 +58,11 @@ class EvaluationJob:
                 raise ValueError(f"{key}={path}: no such file or folder")
         if run is not None and not RunDirectory(Path(run)).finished:
             raise ValueError(f"run={run}: no finished run there (no result.json)")
+        if run is not None and not (Path(run) / "exposures.csv").is_file():
+            raise ValueError(
+                f"run={run}: a run of goldfish-unlearn, which keeps no exposures; type model={run}/model documents=FILE "
+                f"(for injected documents that it unlearned: documents={run}/documents.jsonl)"
+            )
         if perplexity == "validation" and run is None:
             raise ValueError(
                 "perplexity=validation: that is a run's validation text; give run=RUN_DIR, or a documents file"
