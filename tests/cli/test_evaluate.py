@@ -126,5 +126,5 @@ def test_bad_input_is_told_in_a_sentence(command, arguments, words):
 
 def test_an_unlearned_run_is_told_how_it_is_evaluated(tmp_path):
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="type model=.*/model documents=FILE"):
+    with pytest.raises(ValueError, match="a run of goldfish-unlearn"):
         EvaluationJob(Extraction(), Strategy(), run=str(tmp_path))
