@@ -26,7 +26,7 @@ test: .venv/installed-dev         ## the fast suite, in two processes of one thr
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST)
 
 test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow $(PYTEST)
 
 check: .venv/installed-dev        ## lint, format, types
 	$(BIN)/ruff check .
