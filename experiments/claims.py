@@ -231,9 +231,9 @@ CLAIMS = {
         ordered=False,
     ),
     "extreme_memorization": Claim(
-        "A pretrained model that reads a few documents again and again",
+        "A pretrained model reads ten documents twelve times: all come back, or none",
         "arm",
-        "loss",
+        "loss (4: goldfish with k = 4)",
         columns=MEMORIZATION | {"never_seen_rouge_l": "greedy.never_seen.metrics.rouge_l.mean"},
         table=SHOWN | {"never_seen_rouge_l": "RougeL, never seen"},
         panels=PANELS,
