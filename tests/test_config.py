@@ -43,6 +43,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
         except ConfigError as error:
             needs = (
                 "no value yet; type",
+                "no such file; give",
                 "is not installed; type: pip install",
                 "exposures do not fit",
                 "type optimizer=adamw",

@@ -45,7 +45,8 @@ def test_every_arm_of_an_experiment_builds(composed, name):
 @pytest.mark.parametrize("name", [name for name in WITH_RUNS if name != PRETRAINED])
 def test_an_experiment_runs_one_step(cache, tmp_path, name):
     arm, overrides = next(iter(arms_of(name).items()))
-    given = [f"experiments={name}", f"arm={arm}", *TINY, *overrides, "trainer.max_steps=1", f"data.cache_dir={cache}"]
+    given = [f"experiments={name}", f"arm={arm}", *TINY, "data.max_supervised_tokens=null", *overrides]
+    given += ["trainer.max_steps=1", f"data.cache_dir={cache}"]
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
         config = plain(compose("train", given))
     RunDirectory(tmp_path / "run").claim(config)
