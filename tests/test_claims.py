@@ -11,6 +11,7 @@ import pytest
 from whole_runs import do, result
 
 from goldfish.config import home
+from goldfish.unlearning.table import draw
 
 EXPERIMENTS = home() / "experiments"
 
@@ -49,6 +50,24 @@ def test_the_figure_and_the_table_of_all_mitigations_come_from_their_csv():
     )
     assert not DRAWS_ALIKE or table.draw(rows) == (folder / "figure.svg").read_text()
     assert table.markdown(rows) in (folder / "README.md").read_text()
+
+
+def test_the_laws_are_fitted_and_drawn_from_their_csv(tmp_path, monkeypatch):
+    shutil.copy(EXPERIMENTS / "laws" / "results.csv", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["laws.py", "--out", str(tmp_path)])
+    script(EXPERIMENTS / "laws.py").main()
+    for name in ("fits.csv", "figure.svg") if DRAWS_ALIKE else ("fits.csv",):
+        assert (tmp_path / name).read_text() == (EXPERIMENTS / "laws" / name).read_text()
+
+
+def test_the_figure_of_all_strategies_comes_from_its_csv():
+    folder = EXPERIMENTS / "strategy_equivalence"
+    drawn = script(folder / "compare.py").draw(pd.read_csv(folder / "distances.csv", index_col="step"))
+    assert not DRAWS_ALIKE or drawn == (folder / "figure.svg").read_text()
+
+
+def test_the_figure_of_unlearned_questions_comes_from_its_csv():
+    assert not DRAWS_ALIKE or draw(results("tofu_small")) == (EXPERIMENTS / "tofu_small" / "figure.svg").read_text()
 
 
 def test_another_number_in_the_csv_is_another_figure_and_another_table():

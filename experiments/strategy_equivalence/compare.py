@@ -1,6 +1,7 @@
-"""How far each strategy's losses are from those of one process, step by step: results.csv and figure.svg.
+"""How far each strategy's losses are from those of one process, step by step: results.csv, distances.csv and figure.svg.
 
-python experiments/strategy_equivalence/compare.py [STUDY]    (default: logs/strategy_equivalence)
+python experiments/strategy_equivalence/compare.py [STUDY]    (default: logs/strategy_equivalence; without such a folder
+                                                              it draws distances.csv again)
 
 float32 runs are compared with `single`, bfloat16 runs with `single_bf16`.
 """
@@ -8,11 +9,10 @@ float32 runs are compared with `single`, bfloat16 runs with `single_bf16`.
 import sys
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from goldfish.runs.figures import looks, style, svg_text
 
 HERE = Path(__file__).parent
 LOSSES = ("train/loss_kept", "train/loss_dropped", "val/loss")
@@ -24,7 +24,16 @@ def curves(run_dir: Path) -> pd.DataFrame:
 
 def main() -> None:
     study = Path(sys.argv[1] if len(sys.argv) > 1 else "logs/strategy_equivalence")
-    runs = {path.parent.name.rpartition("-")[0]: curves(path.parent) for path in sorted(study.glob("*/result.json"))}
+    if study.is_dir():
+        compare(
+            {path.parent.name.rpartition("-")[0]: curves(path.parent) for path in sorted(study.glob("*/result.json"))}
+        )
+    (HERE / "figure.svg").write_text(draw(pd.read_csv(HERE / "distances.csv", index_col="step")), encoding="utf-8")
+    print(pd.read_csv(HERE / "results.csv").to_string(index=False))
+
+
+def compare(runs: dict[str, pd.DataFrame]) -> None:
+    """Write results.csv, a row an arm, and distances.csv, a column an arm: |loss - loss of one process| in nats."""
     rows, distances = [], {}
     for arm, losses in runs.items():
         reference = "single_bf16" if arm.endswith("bf16") else "single"
@@ -36,14 +45,22 @@ def main() -> None:
             | {"last loss": f"{losses['train/loss_kept'].dropna().iloc[-1]:.6f}", "last val/loss": f"{losses['val/loss'].dropna().iloc[-1]:.6f}"}
         )  # fmt: skip
     pd.DataFrame(rows).to_csv(HERE / "results.csv", index=False, lineterminator="\n")
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for number, (arm, apart) in enumerate(distances.items()):
-        if apart.max() > 0:
-            axes.semilogy(apart.index, apart.clip(lower=1e-8), label=arm, linestyle=["-", "--", ":", "-."][number % 4])
-    axes.set(xlabel="step", ylabel="|loss - loss of one process|, nats")
-    axes.legend(fontsize=7, ncols=2)
-    figure.savefig(HERE / "figure.svg", metadata={"Date": None})
-    print(pd.DataFrame(rows).to_string(index=False))
+    pd.DataFrame(distances).to_csv(HERE / "distances.csv", float_format="%.3g", lineterminator="\n")
+
+
+def draw(distances: pd.DataFrame) -> str:
+    """SVG: a line an arm that differs at all."""
+    apart = distances.loc[:, distances.max() > 0].dropna(how="all")
+    with style():
+        figure = Figure(figsize=(8, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for arm, (color, marker, line) in zip(apart, looks(apart.shape[1]), strict=True):
+            plain = dict(color=color, linestyle=line, marker=marker, markersize=3)
+            axes.semilogy(apart.index, apart[arm].clip(lower=1e-8), label=arm, **plain)
+        axes.yaxis.set_major_formatter("{x:.0e}")
+        axes.set(xlabel="step", ylabel="|loss - loss of one process|, nats")
+        figure.legend(loc="outside right center", fontsize=7)
+        return svg_text(figure, "strategy_equivalence")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Several finished runs of goldfish-unlearn beside each other: a table, and utility over forget quality."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,20 +38,29 @@ def print_table(frame: pd.DataFrame, console: Console) -> None:
 
 def write(frame: pd.DataFrame, study: Path) -> list[Path]:
     """Write results.csv and figure.svg of a study; return their paths."""
-    from matplotlib.figure import Figure
-
     paths = [study / "results.csv", study / "figure.svg"]
     write_atomically(paths[0], frame.to_csv(index=False, float_format="%.6g"))
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="model utility (right: still knows the rest)", ylabel="forget quality, p (up: like retain-only)"
-    )
-    for name, points in frame.dropna(subset=["forget_quality"]).groupby("run", sort=False):
-        axes.plot(points["model_utility"], points["forget_quality"].clip(lower=1e-12), "o", label=name)
-    axes.set_yscale("log")
-    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle=":")
-    axes.legend(fontsize="small", frameon=False)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    write_atomically(paths[1], drawn.getvalue())
+    write_atomically(paths[1], draw(frame))
     return paths
+
+
+def draw(frame: pd.DataFrame) -> str:
+    """SVG: forget quality over model utility, a mark a method."""
+    from matplotlib.figure import Figure
+
+    from goldfish.runs.figures import GREY, looks, style, svg_text
+
+    with style():
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot(
+            xlabel="model utility (right: still knows the rest)", ylabel="forget quality, p (up: like retain-only)"
+        )
+        methods = list(frame.dropna(subset=["forget_quality"]).groupby("run", sort=False))
+        for (name, points), (color, marker, _) in zip(methods, looks(len(methods)), strict=True):
+            quality = points["forget_quality"].clip(lower=1e-12)
+            axes.plot(points["model_utility"], quality, marker, color=color, label=name)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:.0e}")  # the house's style parses no formulas
+        axes.axhline(0.05, color=GREY, linewidth=0.8, linestyle=":")
+        axes.legend(fontsize="small")
+        return svg_text(figure, "unlearning")
