@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,10 @@ def command(tmp_path: Path, cache: Path) -> Callable[..., subprocess.CompletedPr
 
 
 def start(arguments: list[str], cwd: Path, cache: Path) -> subprocess.Popen[str]:
-    """Start goldfish-train in a process group of its own, to which a test may send Ctrl-C."""
+    """Start goldfish-train in a process group of its own, to which a test may send Ctrl-C.
+
+    A shell that runs the tests in the background has them ignore Ctrl-C, and that is inherited: here it is not.
+    """
     return subprocess.Popen(
         [str(Path(sys.executable).parent / "goldfish-train"), *arguments, f"data.cache_dir={cache}"],
         cwd=cwd,
@@ -90,4 +95,5 @@ def start(arguments: list[str], cwd: Path, cache: Path) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
