@@ -80,14 +80,16 @@ OBJECTIVE_PANELS = {
 }
 BENCHMARKS = ("capitals", "continents", "nationalities")
 K = ("k3", "k4", "k8", "k32", "k128", "standard")
+ON_MEMORIZATION = dict(columns=MEMORIZATION, table=SHOWN, panels=PANELS)
+ON_OBJECTIVES = dict(
+    x="arm", xlabel="run", columns=OBJECTIVE, table=OBJECTIVE_SHOWN, panels=OBJECTIVE_PANELS, ordered=False
+)
 ACROSS_K = dict(x="arm", xlabel="k (standard: nothing is dropped)", studies=("k_sweep",))
 
 CLAIMS = {
     "k_sweep": Claim(
         "Memorization grows with k; up to k = 8 nothing comes back verbatim",
-        columns=MEMORIZATION,
-        table=SHOWN,
-        panels=PANELS,
+        **ON_MEMORIZATION,
         arms=("control", *K),
         control="control",
         **ACROSS_K,
@@ -196,9 +198,7 @@ CLAIMS = {
         "Masks by position protect only what stands still; hashes of 3 to 50 tokens protect everywhere",
         "arm",
         "mask, all with k = 4",
-        columns=MEMORIZATION,
-        table=SHOWN,
-        panels=PANELS,
+        **ON_MEMORIZATION,
         ordered=False,
     ),
     "near_duplicates": Claim(
@@ -252,11 +252,6 @@ CLAIMS = {
     ),
     "mile": Claim(
         "Losses that weigh tokens: memorization, loss, repetition",
-        "arm",
-        "run",
-        columns=OBJECTIVE,
-        table=OBJECTIVE_SHOWN,
-        panels=OBJECTIVE_PANELS,
         studies=("mitigations",),
         arms=(
             "standard",
@@ -268,27 +263,17 @@ CLAIMS = {
             "hashed_k32",
             "hashed_k32_mile",
         ),
-        ordered=False,
+        **ON_OBJECTIVES,
     ),
     "self_contrastive": Claim(
         "Trained to differ from a premature model: memorization, loss, repetition",
-        "arm",
-        "run",
-        columns=OBJECTIVE,
-        table=OBJECTIVE_SHOWN,
-        panels=OBJECTIVE_PANELS,
         studies=("mitigations",),
         arms=("standard", "self_contrastive", "hashed_k4_self_contrastive"),
-        ordered=False,
+        **ON_OBJECTIVES,
     ),
     "patch_level": Claim(
         "Patches of tokens: memorization, loss, repetition",
-        "arm",
-        "run",
-        columns=OBJECTIVE,
-        table=OBJECTIVE_SHOWN,
-        panels=OBJECTIVE_PANELS,
-        ordered=False,
+        **ON_OBJECTIVES,
     ),
 }
 
@@ -360,7 +345,7 @@ def at(of_run: dict[str, Any], place: str) -> Any:
 
 def table(claim: Claim, rows: pd.DataFrame) -> str:
     """Markdown: mean over seeds, with the ends of its 95 % interval (Student's t) where seeds differ."""
-    keys = [key for key in dict.fromkeys((claim.x, claim.lines or claim.x)) if key]
+    keys = list(dict.fromkeys((claim.x, claim.lines or claim.x)))
     lines = [[*keys, *claim.table.values(), "seeds"], ["---"] * (len(keys) + len(claim.table) + 1)]
     for values, group in rows.groupby(keys, sort=False):
         cells = [mean_text(group[column]) for column in claim.table]

@@ -80,7 +80,6 @@ def _single(config: dict[str, Any], command: str) -> int:
 
 def _show(run_dirs: list[Path], console: Console) -> None:
     """Print the tables of the runs, those of questions and those of documents; of several of questions also write theirs."""
-    from goldfish.runs.report import collect, print_summary, summarize
     from goldfish.unlearning.table import print_table, table, write
 
     answered = [path for path in run_dirs if (path / "answers.parquet").exists()]
@@ -91,6 +90,8 @@ def _show(run_dirs: list[Path], console: Console) -> None:
             paths = write(frame, answered[0].parent)
             console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     if documents := [path for path in run_dirs if path not in answered]:
+        from goldfish.runs.report import collect, print_summary, summarize
+
         print_summary(summarize(collect(documents)), None, console)
         console.print(f"page: goldfish-report {documents[0].parent}", highlight=False, soft_wrap=True)
 

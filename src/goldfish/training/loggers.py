@@ -32,7 +32,9 @@ class Loggers:
         ]
         if self.tensorboard:
             board = TensorBoardLogger(run_dir, name="tensorboard", version="")
-            board.experiment.add_custom_scalars({"goldfish": {name: ["Multiline", CHARTS[name]] for name in CHARTS}})
+            board.experiment.add_custom_scalars(
+                {"goldfish": {name: ["Multiline", tags] for name, tags in CHARTS.items()}}
+            )
             loggers.append(board)
         return loggers
 
