@@ -8,7 +8,6 @@ A claim is an entry of CLAIMS: what is read of each run, and what is drawn again
 import argparse
 import json
 import math
-import re
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -16,17 +15,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from goldfish.runs.figures import GREY, headline, legend, looks, style, svg_text, whiskers
-from goldfish.runs.tables import combine, mean_text
+from goldfish.runs.tables import combine, markdown, mean_text, put_markdown
 
 HERE = Path(__file__).parent
 INJECTED = "greedy.injected.metrics"
 
 
 class Claim(NamedTuple):
-    """`columns`: column -> place in a run's files, see `files`. `panels`: label of the y axis -> {line: column}.
+    """`columns`: column -> place in a run's files, see `files`; with a place in `setting`, a row each decoding of a run.
+    `panels`: label of the y axis -> {line: column}.
 
     `x`: the column along the x axis; `lines`: the column whose values are lines of their own (of panels with one column).
     `table`: column -> heading. `arms`: those shown, in this order, of any study. `control`: the arm drawn as a level.
@@ -43,6 +44,11 @@ class Claim(NamedTuple):
     arms: tuple[str, ...] = ()  # () = all
     control: str | None = None
     ordered: bool = True  # False: the values of x are names, and no line joins them
+
+    @property
+    def of_settings(self) -> bool:
+        """Whether a row is a setting of a run's evaluation, and not the run."""
+        return any(place.startswith("setting.") for place in self.columns.values())
 
 
 MEMORIZATION = {
@@ -250,6 +256,86 @@ CLAIMS = {
         studies=("extreme_memorization",),
         ordered=False,
     ),
+    "quickstart": Claim(
+        "Masks by hash protect, those by position do not",
+        "arm",
+        "run",
+        columns=MEMORIZATION | {"supervised_tokens": "result.tokens.supervised", "seconds": "result.seconds.total"},
+        table=SHOWN | {"supervised_tokens": "supervised tokens", "seconds": "seconds"},
+        panels=PANELS,
+        ordered=False,
+    ),
+    "optuna_k": Claim(
+        "Twelve values of k that Optuna tried: the least validation loss at which nothing is extracted",
+        "k",
+        "k",
+        columns={"k": "result.k"} | MEMORIZATION,
+        table=SHOWN,
+        panels=PANELS,
+    ),
+    "quickstart_large": Claim(
+        "An 8 times larger model, twice the documents",
+        "arm",
+        "run",
+        columns=MEMORIZATION | {"seconds": "result.seconds.total"},
+        table=SHOWN | {"seconds": "seconds"},
+        panels=PANELS,
+        ordered=False,
+    ),
+    "memfree": Claim(
+        "Without frequent n-grams of the training text nothing comes back verbatim, and half of it in other spelling",
+        "arm",
+        "run (ngram5: n = 5, otherwise 10; case, spacing, replaced: 10 % of the prompt edited)",
+        columns={"decoding": "setting.decoding"}
+        | {
+            metric: f"setting.injected.metrics.{metric}.mean"
+            for metric in ("exact_match", "longest_prefix", "rouge_l", "bleu", "bleu_over_75")
+        }
+        | {"never_seen_rouge_l": "setting.never_seen.metrics.rouge_l.mean"},
+        table={
+            "exact_match": "exact match",
+            "longest_prefix": "longest prefix",
+            "rouge_l": "RougeL",
+            "bleu": "word BLEU",
+            "bleu_over_75": "BLEU > 0.75",
+            "never_seen_rouge_l": "RougeL, never seen",
+        },
+        panels={"exact match": {"exact match": "exact_match"}, "RougeL": {"RougeL": "rouge_l"}},
+        lines="decoding",
+        ordered=False,
+    ),
+    "tofu_small": Claim(
+        "Unlearning four of forty invented authors: what is still known of them, of the rest, and can it be told",
+        "arm",
+        "method",
+        columns={
+            name: f"result.metrics.{name}"
+            for name in (
+                *(
+                    f"{part}_{metric}"
+                    for part in ("forget", "retain", "real_authors", "world_facts")
+                    for metric in ("probability", "rouge_l", "truth_ratio")
+                ),
+                *("model_utility", "forget_quality"),
+            )
+        },
+        table={
+            "forget_probability": "P(forget)",
+            "forget_rouge_l": "RougeL, forget",
+            "forget_truth_ratio": "truth ratio, forget",
+            "retain_probability": "P(retain)",
+            "real_authors_rouge_l": "RougeL, real authors",
+            "world_facts_rouge_l": "RougeL, world facts",
+            "model_utility": "utility",
+            "forget_quality": "forget quality",
+        },
+        panels={
+            "RougeL of what is to be forgotten": {"RougeL": "forget_rouge_l"},
+            "model utility": {"utility": "model_utility"},
+            "forget quality, p": {"p": "forget_quality"},
+        },
+        ordered=False,
+    ),
     "mile": Claim(
         "Losses that weigh tokens: memorization, loss, repetition",
         studies=("mitigations",),
@@ -295,8 +381,7 @@ def main() -> None:
     text = table(claim, rows)
     print(text)
     if (readme := out / "README.md").exists():
-        found = re.sub(r"(?m)^\| (?:arm|edit_rate).*\n(?:\|.*\n)*", lambda _: text, readme.read_text(), count=1)
-        readme.write_text(found, encoding="utf-8")
+        put_markdown(readme, text)
 
 
 def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
@@ -304,16 +389,19 @@ def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
     rows = []
     for folder in folders:
         for path in folder.glob("*/result.json"):
+            result = json.loads(path.read_text())
+            if claim.arms and result["arm"] not in claim.arms:
+                continue
             of_run = files(path.parent)
-            result = of_run["result"]
-            if not claim.arms or result["arm"] in claim.arms:
-                row = {key: result[key] for key in ("study", "arm", "seed")}
-                rows.append(row | {column: at(of_run, place) for column, place in claim.columns.items()})
+            row = {key: result[key] for key in ("study", "arm", "seed")}
+            for setting in of_run["settings"] if claim.of_settings else [None]:
+                found = of_run | {"setting": setting}
+                rows.append(row | {column: at(found, place) for column, place in claim.columns.items()})
     if not rows:
         raise SystemExit(f"no finished run in {', '.join(map(str, folders))}")
     frame = pd.DataFrame(rows)
     order = list(claim.arms) or _arms(folders[0].name)
-    keys = {"study": [folder.name for folder in folders], "arm": order}
+    keys = {"study": [folder.name for folder in folders]} | ({"arm": order} if order else {})
     varied = [column for column in (claim.x, claim.lines) if column not in (None, "arm", "study")]
     return frame.sort_values(
         ["study", "arm", *varied, "seed"], key=lambda c: c.map(keys[c.name].index) if c.name in keys else c
@@ -321,14 +409,15 @@ def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
 
 
 def files(run_dir: Path) -> dict[str, Any]:
-    """What can be read of a run: `result`, `config`, `membership`, its settings by decoding (`greedy`, `beam`), and the
-    first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
-    summary = json.loads((run_dir / "summary.json").read_text())
-    found = {"result": json.loads((run_dir / "result.json").read_text()), "membership": summary["membership"]}
+    """What can be read of a run: `result`, `config`, `membership`, its `settings`, the same by decoding (`greedy`, `beam`),
+    and the first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
+    found = {"result": json.loads((run_dir / "result.json").read_text())}
     found["config"] = yaml.safe_load((run_dir / "config.yaml").read_text())
-    found |= {setting["decoding"]: setting for setting in reversed(summary["settings"])}
-    evaluated = run_dir / "evaluations" / "claims" / "summary.json"
-    if evaluated.exists():
+    if (measured := run_dir / "summary.json").exists():  # not of questions that were unlearned
+        summary = json.loads(measured.read_text())
+        found |= {"membership": summary["membership"], "settings": summary["settings"]}
+        found |= {setting["decoding"]: setting for setting in reversed(summary["settings"])}
+    if (evaluated := run_dir / "evaluations" / "claims" / "summary.json").exists():
         summary = json.loads(evaluated.read_text())
         found |= {"evaluation": summary["settings"][0], "tasks": summary.get("tasks")}
     return found
@@ -346,11 +435,11 @@ def at(of_run: dict[str, Any], place: str) -> Any:
 def table(claim: Claim, rows: pd.DataFrame) -> str:
     """Markdown: mean over seeds, with the ends of its 95 % interval (Student's t) where seeds differ."""
     keys = list(dict.fromkeys((claim.x, claim.lines or claim.x)))
-    lines = [[*keys, *claim.table.values(), "seeds"], ["---"] * (len(keys) + len(claim.table) + 1)]
-    for values, group in rows.groupby(keys, sort=False):
-        cells = [mean_text(group[column]) for column in claim.table]
-        lines.append([*map(str, values), *cells, str(group["seed"].nunique())])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [
+        [*map(str, values), *(mean_text(group[column]) for column in claim.table), str(group["seed"].nunique())]
+        for values, group in rows.groupby(keys, sort=False)
+    ]
+    return markdown([*keys, *claim.table.values(), "seeds"], lines)
 
 
 def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:
@@ -362,30 +451,15 @@ def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:
         ticks = list(dict.fromkeys(shown[claim.x]))
         panels = figure.subplots(1, len(claim.panels), squeeze=False)[0]
         for axes, (label, columns) in zip(panels, claim.panels.items(), strict=True):
-            split = dict(iter(shown.groupby(claim.lines, sort=False))) if claim.lines else {}
-            series = {key: (part, next(iter(columns.values()))) for key, part in split.items()}
-            series = series or {line: (shown, column) for line, column in columns.items()}
-            if len(series) == 1:
-                series = dict.fromkeys(["mean over seeds"], *series.values())
-            each = zip(series.items(), looks(len(series)), strict=True)
-            for place, ((line, (part, column)), (color, marker, dashes)) in enumerate(each):
-                beside = 0.12 * (place - (len(series) - 1) / 2)
-                groups = [(ticks.index(x), group[column].dropna()) for x, group in part.groupby(claim.x, sort=False)]
-                groups = sorted((x, values) for x, values in groups if len(values))
-                bounds = (0.0, math.inf if column in ("val_loss", "longest_prefix") else 1.0)
-                means = [combine([(v, math.nan, math.nan) for v in values], bounds) for _, values in groups]
-                xs = [x + beside for x, _ in groups]
-                middle, low, high = zip(*means, strict=True) if means else ((), (), ())
-                joined = dashes if claim.ordered else "none"
-                axes.plot(xs, middle, color=color, marker=marker, linestyle=joined, label=str(line), markersize=6)
-                whiskers(axes, xs, middle, low, high, color)
-                for x, (_, values) in zip(xs, groups, strict=True):
-                    axes.plot([x + 0.06] * len(values), values, ".", color=GREY, markersize=3, zorder=1)
+            lines = _lines(claim, shown, columns)
+            for place, ((line, part, column), look) in enumerate(zip(lines, looks(len(lines)), strict=True)):
+                seeds = {ticks.index(x): group[column].dropna() for x, group in part.groupby(claim.x, sort=False)}
+                _draw_line(axes, line, seeds, 0.12 * (place - (len(lines) - 1) / 2), look, claim.ordered)
                 if claim.control:
                     level = rows.loc[rows["arm"] == claim.control, column].mean()
                     axes.axhline(level, color=GREY, linestyle=(0, (6, 2)), linewidth=1.2, label=claim.control)
             axes.set(xlabel=claim.xlabel, ylabel=label)
-            if rows[[column for _, column in series.values()]].max(axis=None) <= 1:
+            if rows[[column for _, _, column in lines]].max(axis=None) <= 1:
                 axes.set_ylim(-0.04, 1.06)
             axes.set_xticks(range(len(ticks)), [str(tick).removeprefix("k") for tick in ticks])
             if max(len(str(tick)) for tick in ticks) > 8:
@@ -398,8 +472,34 @@ def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:
         return svg_text(figure, name)
 
 
+def _lines(claim: Claim, rows: pd.DataFrame, columns: dict[str, str]) -> list[tuple[str, pd.DataFrame, str]]:
+    """Of each line of a panel: what the legend calls it, its rows, its column."""
+    if claim.lines:
+        column = next(iter(columns.values()))
+        found = [(str(value), part, column) for value, part in rows.groupby(claim.lines, sort=False)]
+    else:
+        found = [(line, rows, column) for line, column in columns.items()]
+    return found if len(found) > 1 else [("mean over seeds", *found[0][1:])]
+
+
+def _draw_line(
+    axes: Axes, name: str, seeds: dict[int, pd.Series], beside: float, look: tuple[str, str, str], joined: bool
+) -> None:
+    """One line: at each tick the values of all seeds, moved aside by `beside`."""
+    color, marker, dashes = look
+    bounds = (0.0, math.inf if any((values > 1).any() for values in seeds.values()) else 1.0)
+    ticks = sorted(tick for tick, values in seeds.items() if len(values))
+    means = [combine([(value, math.nan, math.nan) for value in seeds[tick]], bounds) for tick in ticks]
+    xs = [tick + beside for tick in ticks]
+    middle, low, high = zip(*means, strict=True) if means else ((), (), ())
+    axes.plot(xs, middle, color=color, marker=marker, linestyle=dashes if joined else "none", label=name, markersize=6)
+    whiskers(axes, xs, middle, low, high, color)
+    for x, tick in zip(xs, ticks, strict=True):
+        axes.plot([x + 0.06] * len(seeds[tick]), seeds[tick], ".", color=GREY, markersize=3, zorder=1)
+
+
 def _arms(name: str) -> list[str]:
-    return list(yaml.safe_load((HERE / f"{name}.yaml").read_text())["hydra"]["sweeper"]["arms"])
+    return list(yaml.safe_load((HERE / f"{name}.yaml").read_text())["hydra"]["sweeper"].get("arms", ()))
 
 
 if __name__ == "__main__":

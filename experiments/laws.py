@@ -1,7 +1,7 @@
 """The three laws of Quantifying Memorization (arXiv 2202.07646), fitted to runs. Seconds, no training.
 
 python experiments/laws.py --size logs/law_size --repeats logs/law_repeats --context logs/law_context
-                                     writes results.csv, fits.csv and figure.svg into experiments/laws/;
+                                     writes results.csv, fits.csv, figure.svg and the README's table;
                                      what is not given stays as it was
 python experiments/laws.py           fits and draws again from results.csv
 """
@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from goldfish.evaluation.laws import Law, extracted_documents, fit
 from goldfish.evaluation.statistics import interval
 from goldfish.runs.figures import BLUE, STYLE, VERMILION
+from goldfish.runs.tables import markdown, put_markdown
 
 # law -> the column that is varied, and what it is
 LAWS = {
@@ -50,7 +51,9 @@ def main() -> None:
     table.columns = pd.Index(["law", "decoding", *names])
     table.to_csv(options.out / "fits.csv", index=False, float_format="%.3f", lineterminator="\n")
     (options.out / "figure.svg").write_text(draw(rows, fits), encoding="utf-8")
-    print(table.to_string(index=False, float_format="%.2f"))
+    print(text := told(rows, fits))
+    if (readme := options.out / "README.md").exists():
+        put_markdown(readme, text)
 
 
 def extracted(rows: pd.DataFrame, law: str) -> pd.DataFrame:
@@ -68,6 +71,19 @@ def extracted(rows: pd.DataFrame, law: str) -> pd.DataFrame:
         shares.sort_index(ascending=[False, True, True]).reset_index().rename(columns={column: "x"})
     )  # greedy first
     return shares.assign(law=law)[["law", "decoding", "x", "document", "extracted", "runs"]]
+
+
+def told(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:
+    """Markdown: the fits, and the shares that they are fitted to."""
+    lines = []
+    for (law, decoding), line in fits.items():
+        own = rows[(rows["law"] == law) & (rows["decoding"] == decoding)]
+        of = f"{law} ({len(line.x_X)} values, seeds: {own['runs'].min()})"
+        slope = f"{line.slope:.0f} [{line.low:.0f}, {line.high:.0f}]"
+        shares = ", ".join(f"{100 * share:.2g}" if share < 1 else "100" for share in line.share_X)
+        lines.append([of, decoding, slope, f"{line.r2:.2f}", shares])
+    heading = ["law", "decoding", "points a decade [95 %]", "R²", "extracted, from smallest to largest value (%)"]
+    return markdown(heading, lines)
 
 
 def draw(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:

@@ -1,4 +1,4 @@
-"""One table and one figure of all mitigations: results.csv, figure.svg, and the table to print.
+"""One table and one figure of all mitigations: results.csv, figure.svg, and the table of the README.
 
 python experiments/mitigations/table.py [STUDY]    (default: logs/mitigations; without such a folder it draws results.csv again)
 """
@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from goldfish.estimate import flops_per_token
 from goldfish.runs.figures import GREY, INK, label, style, svg_text
-from goldfish.runs.tables import mean_text
+from goldfish.runs.tables import markdown, mean_text, put_markdown
 
 HERE = Path(__file__).parent
 SHOWN = {
@@ -51,12 +51,11 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> str:
     """Means over seeds with the reach of their 95 % interval."""
-    lines = [["arm", *SHOWN.values()], ["---"] * (1 + len(SHOWN))]
-    for arm, seeds in rows.groupby("arm", sort=False):
-        lines.append([str(arm), *(mean_text(seeds[name]) for name in SHOWN)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    arms = rows.groupby("arm", sort=False)
+    lines = [[str(arm), *(mean_text(seeds[name]) for name in SHOWN)] for arm, seeds in arms]
+    return markdown(["arm", *SHOWN.values()], lines)
 
 
 def main() -> None:
@@ -69,7 +68,8 @@ def main() -> None:
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
     rows = pd.read_csv(HERE / "results.csv")
     (HERE / "figure.svg").write_text(draw(rows), encoding="utf-8")
-    print(markdown(rows))
+    print(table(rows))
+    put_markdown(HERE / "README.md", table(rows))
 
 
 def draw(rows: pd.DataFrame) -> str:

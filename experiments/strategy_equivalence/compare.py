@@ -1,4 +1,4 @@
-"""How far each strategy's losses are from those of one process, step by step: results.csv, distances.csv and figure.svg.
+"""How far each strategy's losses are from those of one process, step by step: results.csv, distances.csv, figure.svg, the README's table.
 
 python experiments/strategy_equivalence/compare.py [STUDY]    (default: logs/strategy_equivalence; without such a folder
                                                               it draws distances.csv again)
@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from goldfish.runs.figures import looks, style, svg_text
+from goldfish.runs.tables import markdown, put_markdown
 
 HERE = Path(__file__).parent
 LOSSES = ("train/loss_kept", "train/loss_dropped", "val/loss")
@@ -29,7 +30,9 @@ def main() -> None:
             {path.parent.name.rpartition("-")[0]: curves(path.parent) for path in sorted(study.glob("*/result.json"))}
         )
     (HERE / "figure.svg").write_text(draw(pd.read_csv(HERE / "distances.csv", index_col="step")), encoding="utf-8")
-    print(pd.read_csv(HERE / "results.csv").to_string(index=False))
+    text = table(pd.read_csv(HERE / "results.csv"))
+    print(text)
+    put_markdown(HERE / "README.md", text)
 
 
 def compare(runs: dict[str, pd.DataFrame]) -> None:
@@ -46,6 +49,17 @@ def compare(runs: dict[str, pd.DataFrame]) -> None:
         )  # fmt: skip
     pd.DataFrame(rows).to_csv(HERE / "results.csv", index=False, lineterminator="\n")
     pd.DataFrame(distances).to_csv(HERE / "distances.csv", float_format="%.3g", lineterminator="\n")
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Markdown: the largest relative differences of the arms that are compared with another."""
+    apart = rows[rows["arm"] != rows["against"]]
+    numbers = apart[[f"{name} largest relative difference" for name in LOSSES]].to_numpy()
+    lines = [
+        [arm, against, *(f"{number:.2g}" for number in row)]
+        for arm, against, row in zip(apart["arm"], apart["against"], numbers, strict=True)
+    ]
+    return markdown(["arm", "against", "kept", "dropped", "validation"], lines)
 
 
 def draw(distances: pd.DataFrame) -> str:

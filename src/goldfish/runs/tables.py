@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from scipy.special import stdtrit
 
 from goldfish.runs.arms import arms, computing, flatten, kind, told_apart
 from goldfish.runs.finished import SETTING, Evaluation, Run
+from goldfish.runs.record import write_atomically
 
 _SHARES = ("exact_match", "rouge_l", "control_rouge_l", "never_seen_exact_match", "never_seen_rouge_l")
 MEASURED = (*_SHARES, "longest_prefix", "never_seen_longest_prefix", "val_loss")
@@ -133,6 +135,21 @@ def mean_text(values: Iterable[float]) -> str:
     if mean >= 1000:
         return f"{mean:,.0f}".replace(",", " ")
     return f"{mean:.3g}" + (f" ± {reach:.2g}" if math.isfinite(reach) and reach > 1e-9 * abs(mean) else "")
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def put_markdown(path: Path, table: str) -> None:
+    """Put a table in the place of the first whose heading begins with the same column; ValueError if there is none."""
+    first = table[: table.index("|", 2) + 1]
+    text, found = re.subn(rf"(?m)^{re.escape(first)}.*\n(?:\|.*\n)*", lambda _: table, path.read_text("utf-8"), count=1)
+    if not found:
+        raise ValueError(f"{path}: has no table that begins with {first}")
+    write_atomically(path, text)
 
 
 def rank(run: Run) -> tuple[Any, ...]:
