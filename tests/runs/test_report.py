@@ -546,6 +546,27 @@ def test_every_way_to_decode_has_rows_also_one_that_the_report_does_not_know(tmp
     assert list(rows.query("split == 'injected'")["decoding"]) == ways
 
 
+def test_likeness_mauve_loss_and_benchmarks_are_told_by_arm_over_seeds(tmp_path: Path) -> None:
+    for seed, cosine in enumerate((0.4, 0.6)):
+        first = setting()
+        metrics = first["injected"]["metrics"] | {"cosine": interval(cosine, 0.1, 0.9)}
+        first["injected"] = first["injected"] | {"metrics": metrics, "mauve": {"mauve": 0.25}}
+        folder = make_evaluation(make_run(tmp_path, seed=seed) / "evaluations" / "e", [first, setting(prefix_tokens=4)])
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["perplexity"] = {"loss": 4.5, "loss_low": 4.0, "loss_high": 5.0}
+        summary["tasks"] = {"capitals": {"samples": 100, "acc": 0.7 + 0.1 * seed, "acc_stderr": 0.05}} if seed else None
+        (folder / "summary.json").write_text(json.dumps({key: one for key, one in summary.items() if one is not None}))
+    make_evaluation(tmp_path / "plain", [setting()], model_folder="models/gpt")  # has none of these: no row
+    (row,) = tabulate(collect([tmp_path]), evaluations([tmp_path])).utility.to_dict("records")
+    assert (row["source"], row["seeds"]) == ("hashed k=4", 2)
+    assert row["cosine, injected"] == pytest.approx(0.5) and row["cosine, injected_low"] < 0.4
+    assert (row["MAUVE, injected"], row["loss (nats/token)"]) == (0.25, 4.5)
+    assert row["capitals: acc"] == pytest.approx(0.8) and row["capitals: acc_high"] == pytest.approx(0.8 + 1.96 * 0.05)
+    assert main([str(tmp_path)]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "Likeness, loss and benchmarks" in html and ">capitals: acc<" in html
+
+
 def test_evaluations_alone_have_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_evaluation(tmp_path / "e", [setting(prefix_tokens=p) for p in (8, 4)], model_folder="models/gpt")
     assert main([str(tmp_path)]) == 0

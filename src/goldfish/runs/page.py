@@ -71,6 +71,7 @@ def render(tables: Tables, drawings: Mapping[str, Drawing], title: str) -> str:
         membership=_table(tables.membership, ("arm", "score", "seeds", "members", "non_members"), _MEMBERSHIP),
         divergence=_table(tables.divergence, ("arm", "seeds", "diverged"), _DIVERGENCE),
         extraction=_table(_without_constants(tables.extraction), (), _EXTRACTION),
+        utility=_utility(tables.utility),
         documents=Markup(_json(documents)),
         documents_note=note,
         differences=findings.config_differences(tables.of),
@@ -116,6 +117,12 @@ def _table(frame: pd.DataFrame, keys: Sequence[str], measured: Mapping[str, tupl
         named = [_cell(row, key, "{}") if pd.api.types.is_number(row[key]) else _name(str(row[key])) for key in keys]
         groups.append([[*named, *(_cell(row, name, form) for name, (_, form) in measured.items())]])
     return {"headings": headings, "groups": groups}
+
+
+def _utility(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the table of whatever was measured."""
+    names = [name for name in frame.columns if f"{name}_low" in frame.columns]
+    return _table(frame, ("source", "seeds"), {name: (name, "{:.2f}") for name in names})
 
 
 def _without_constants(frame: pd.DataFrame) -> pd.DataFrame:

@@ -54,6 +54,7 @@ class Tables(NamedTuple):
     membership: pd.DataFrame
     divergence: pd.DataFrame
     extraction: pd.DataFrame
+    utility: pd.DataFrame
     labels: dict[str, Run]
     of: dict[str, list[Run]]
 
@@ -86,7 +87,9 @@ def tabulate(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Tables:
         str(group): [labels[label] for label in rows.index]
         for group, rows in _unique(frame).groupby("group", sort=False)
     }
-    return Tables(frame, pool(frame), _membership(of), _divergence(of), _extraction(of, evaluations), labels, of)
+    owned = _owned(of, evaluations)
+    measured = _membership(of), _divergence(of), _extraction(of, owned), _utility(owned)
+    return Tables(frame, pool(frame), *measured, labels, of)
 
 
 def pool(frame: pd.DataFrame) -> pd.DataFrame:
@@ -251,23 +254,63 @@ def _divergence(of: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _extraction(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """Return exact match and RougeL of each way to extract, a row an arm (or model), setting and split.
-
-    Of runs that were evaluated by one setting only there is no row: the summary has it. `main`: the setting stood first.
-    """
+def _owned(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluation]) -> list[tuple[str, str, Evaluation]]:
+    """Return with each evaluation its source (an arm, else a model's name) and the folder of the run or model, in the order
+    of the arms."""
     arm_of = {run.dir.resolve(): arm for arm, runs in of.items() for run in runs}
     folders = {folder.name: folder for folder in arm_of}
-    parts: list[tuple[str, str, dict[str, str], list[dict[str, Any]]]] = []
-    for arm, runs in of.items():
-        swept = [run for run in runs if len(run.summary.get("settings", [])) > 1]
-        parts += [(arm, str(run.dir.resolve()), _asked(run.config), run.summary["settings"]) for run in swept]
+    owned = []
     for one in evaluations:
         above = [folder for folder in one.dir.resolve().parents if folder in arm_of]
         model = Path(one.config.get("run") or one.config.get("model_folder") or one.dir.name).name
         owner = above[0] if above else folders.get(model)
-        source = arm_of[owner] if owner else model
-        parts.append((source, str(owner or model), _asked(one.config), one.summary["settings"]))
+        owned.append((arm_of[owner] if owner else model, str(owner or model), one))
+    return sorted(owned, key=lambda one: list(of).index(one[0]) if one[0] in of else len(of))
+
+
+def _utility(owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
+    """Return a row an arm (or model), a column for each measure of goldfish-eval beside extraction that it has: semantic
+    likeness and MAUVE (of the first setting), validation loss, benchmarks; `seeds`, how many runs at most."""
+    found: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for source, owner, one in owned:
+        measures: dict[str, Estimate] = {}
+        for split, word in (("injected", "injected"), ("never_seen", "never seen")):
+            own = one.summary["settings"][0].get(split, {})
+            for metric, shown in (("cosine", "cosine"), ("bert_f1", "BERTScore F1")):
+                if metric in own.get("metrics", {}):
+                    measures[f"{shown}, {word}"] = _estimate(own["metrics"][metric], "mean", "low", "high")
+            if "mauve" in own:
+                measures[f"MAUVE, {word}"] = _estimate(own["mauve"], "mauve", "", "")
+        if "perplexity" in one.summary:
+            measures["loss (nats/token)"] = _estimate(one.summary["perplexity"], "loss", "loss_low", "loss_high")
+        for task, scores in one.summary.get("tasks", {}).items():
+            for score, value in scores.items():
+                if score != "samples" and not score.endswith("_stderr") and value is not None:
+                    reach = 1.96 * (scores.get(f"{score}_stderr") or math.nan)
+                    measures[f"{task}: {score}"] = value, value - reach, value + reach
+        if measures:
+            found.setdefault(source, {}).setdefault(owner, {}).update(measures)
+    rows = []
+    names = list(dict.fromkeys(name for owners in found.values() for own in owners.values() for name in own))
+    for source, owners in found.items():
+        row: dict[str, Any] = {"source": source, "seeds": len(owners)}
+        for name in names:
+            estimates = [own[name] for own in owners.values() if name in own]
+            row |= _named(name, combine(estimates, (-math.inf, math.inf)))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _extraction(of: Mapping[str, Sequence[Run]], owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
+    """Return exact match and RougeL of each way to extract, a row an arm (or model), setting and split.
+
+    Of runs that were evaluated by one setting only there is no row: the summary has it. `main`: the setting stood first.
+    """
+    parts: list[tuple[str, str, dict[str, str], list[dict[str, Any]]]] = []
+    for arm, runs in of.items():
+        swept = [run for run in runs if len(run.summary.get("settings", [])) > 1]
+        parts += [(arm, str(run.dir.resolve()), _asked(run.config), run.summary["settings"]) for run in swept]
+    parts += [(source, owner, _asked(one.config), one.summary["settings"]) for source, owner, one in owned]
     parts.sort(key=lambda part: list(of).index(part[0]) if part[0] in of else len(of))
     names = _sources(parts)
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
