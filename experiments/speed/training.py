@@ -68,6 +68,7 @@ RARELY = "trainer.validate_every=1000 trainer.memorization_every=1000 trainer.ch
 SHORT = (
     "data.injection.document_tokens=32 evaluation.prefix_tokens=16 evaluation.suffix_tokens=16"  # documents of "tiny"
 )
+COMPILED = f"{OURS}, strategy.compile=true"
 Pause = Callable[[], None]
 
 
@@ -125,7 +126,7 @@ class Task:
         return optimizer, self.job.schedule(optimizer, PLANNED)
 
 
-def ours(task: Task, pause: Pause) -> LlamaForCausalLM:
+def ours(task: Task, pause: Pause, compiled: bool = False) -> LlamaForCausalLM:
     """goldfish-train's own run, stopped as by Ctrl-C after the last step."""
     done: list[None] = []
 
@@ -134,10 +135,12 @@ def ours(task: Task, pause: Pause) -> LlamaForCausalLM:
         done.append(None)
         return len(done) == task.steps
 
-    (task.folder / "run").mkdir(parents=True)
+    config = task.config | {"strategy": task.config["strategy"] | {"compile": compiled}}
+    folder = task.folder / f"run_{compiled}"
+    folder.mkdir(parents=True)
     with contextlib.suppress(Interrupted):
-        run(task.config, task.folder / "run", "experiments/speed/training.py", stop_requested)
-    saved = torch.load(task.folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        run(config, folder, "experiments/speed/training.py", stop_requested)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     model = task.model()
     model.load_state_dict({key[6:]: value for key, value in saved.items() if key.startswith("model.")})
     return model
@@ -306,6 +309,7 @@ def _with_labels(logits: Tensor, targets: Tensor, **settings: Any) -> Tensor:
 
 LOOPS: dict[str, Callable[[Task, Pause], torch.nn.Module]] = {
     OURS: ours,
+    COMPILED: partial(ours, compiled=True),
     "bare PyTorch": bare,
     "Lightning alone": lightning,
     "Lightning with self.log": partial(lightning, with_logging=True),
@@ -358,18 +362,20 @@ def held_out_loss(model: torch.nn.Module, ids: Tensor) -> float:
     return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
-def measure(name: str, k: int | None, paths: list[str], repeats: int | None, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    name: str, k: int | None, paths: list[str], reference: str, repeats: int | None, folder: Path
+) -> list[dict[str, Any]]:
     """Rows of the table, one a loop; AssertionError if the loops did not do the same work."""
     size = SIZES[name]
     repeats = repeats or size.repeats
     task = Task(size, k, size.steps * (repeats + 1), folder)
     loops = {path: Standing(LOOPS[path], task, size.steps) for path in paths}
-    times = paired(loops, repeats, OURS)
+    times = paired(loops, repeats, reference)
     before = held_out_loss(task.model(), task.held_out)
     losses = {path: held_out_loss(loop.model(), task.held_out) for path, loop in loops.items()}
     print({"untrained": before, **losses}, flush=True)
     for path, loss in losses.items():
-        assert abs(loss - losses[OURS]) < 1e-3 < before - loss, f"{path} did other work than {OURS}"
+        assert abs(loss - losses[reference]) < 1e-3 < before - loss, f"{path} did other work than {reference}"
     rows, tokens = [], size.rows * size.tokens
     for path in paths:
         cpu, wall = (times[path][f"{clock}_s"] / size.steps for clock in ("cpu", "wall"))
@@ -390,19 +396,20 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], choices=SIZES)
     parser.add_argument("--k", nargs="+", default=["none", "4"])
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="default: all whose packages are installed")
+    parser.add_argument("--compile", action="store_true", help="compare them with goldfish's layers compiled")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     has_litgpt = importlib.util.find_spec("litgpt") is not None
     names = arguments.loops or [name for name in LOOPS if has_litgpt or "litgpt" not in name]
+    reference = COMPILED if arguments.compile else OURS
+    paths = [reference, *(name for name in names if name not in (OURS, COMPILED))]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in arguments.sizes:
             for k in arguments.k:
-                paths = [OURS, *(name for name in names if name != OURS)]
-                rows += measure(
-                    size, None if k == "none" else int(k), paths, arguments.repeats, Path(folder, f"{size}_{k}")
-                )
+                dropped = None if k == "none" else int(k)
+                rows += measure(size, dropped, paths, reference, arguments.repeats, Path(folder, f"{size}_{k}"))
     write(rows, arguments.out)
 
 

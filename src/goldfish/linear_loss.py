@@ -97,15 +97,34 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor)
     return loss
 
 
+class _Gradients:
+    """`hidden` (N, D) and `weight` (V, D): gradients, added up over chunks; None where none is wanted."""
+
+    def __init__(self, ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> None:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        ctx.types = hidden_ND.dtype, weight_VD.dtype
+        self.exact = torch.float64 if dtype == torch.float64 else torch.float32
+        self.hidden = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
+        self.weight = torch.zeros_like(weight_VD, dtype=self.exact) if wants_weight else None
+        self.hidden_ND, self.weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+
+    def add(self, chunk: slice, gradient_CV: Tensor) -> None:
+        """Add what the gradient of a chunk's logits gives."""
+        hidden_CD = self.hidden_ND[chunk]
+        if self.hidden is not None:
+            self.hidden[chunk] = gradient_CV @ self.weight_VD
+        if self.weight is not None and gradient_CV.dtype == self.exact:
+            self.weight.addmm_(gradient_CV.T, hidden_CD)
+        elif self.weight is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
+            for grad_bD, gradient_bC in zip(*_blocks(self.weight, gradient_CV.T), strict=True):
+                grad_bD += gradient_bC @ hidden_CD
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, dtype: torch.dtype) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        ctx.types = hidden_ND.dtype, weight_VD.dtype
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        sums = _Gradients(ctx, hidden_ND, weight_VD, dtype)
+        hidden_ND, weight_VD, exact = sums.hidden_ND, sums.weight_VD, sums.exact
         rows, softmax_rows = _chunking(hidden_ND.device.type, len(weight_VD), dtype.itemsize)
         # One allocation for all chunks: a large one costs a CPU more than what is computed in it.
         logits = hidden_ND.new_empty(min(rows, len(hidden_ND)), len(weight_VD))
@@ -116,14 +135,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_CD = hidden_ND[chunk]
             logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits[: len(hidden_CD)])
             loss_N[chunk] = _loss_and_gradient_(logits_CV, target_N[chunk], softmax)
-            if grad_hidden_ND is not None:
-                grad_hidden_ND[chunk] = logits_CV @ weight_VD
-            if grad_weight_VD is not None and dtype == exact:
-                grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
-            elif grad_weight_VD is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
-                for grad_bD, logits_bC in zip(*_blocks(grad_weight_VD, logits_CV.T), strict=True):
-                    grad_bD += logits_bC @ hidden_CD
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+            sums.add(chunk, logits_CV)
+        ctx.save_for_backward(sums.hidden, sums.weight)
         return loss_N.sum()
 
     @staticmethod
@@ -229,15 +242,11 @@ class _LinearLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, rule: Any, dtype: torch.dtype, *rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        ctx.types = hidden_ND.dtype, weight_VD.dtype
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        sums = _Gradients(ctx, hidden_ND, weight_VD, dtype)
+        hidden_ND, weight_VD, exact = sums.hidden_ND, sums.weight_VD, sums.exact
         size, _ = _chunking(hidden_ND.device.type, len(weight_VD), dtype.itemsize)
         loss_sum, beside_sum = (hidden_ND.new_zeros((), dtype=exact) for _ in range(2))
-        wants = wants_hidden or wants_weight
+        wants = any(ctx.needs_input_grad[:2])
         for start in range(0, len(hidden_ND), size):
             chunk = slice(start, start + size)
             hidden_CD = hidden_ND[chunk]
@@ -249,15 +258,8 @@ class _LinearLoss(torch.autograd.Function):
             if not wants:
                 continue
             (gradient,) = torch.autograd.grad(loss, logits_CV)
-            gradient_CV = gradient.to(dtype)
-            if grad_hidden_ND is not None:
-                grad_hidden_ND[chunk] = gradient_CV @ weight_VD
-            if grad_weight_VD is not None and dtype == exact:
-                grad_weight_VD.addmm_(gradient_CV.T, hidden_CD)
-            elif grad_weight_VD is not None:
-                for grad_bD, gradient_bC in zip(*_blocks(grad_weight_VD, gradient_CV.T), strict=True):
-                    grad_bD += gradient_bC @ hidden_CD
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+            sums.add(chunk, gradient.to(dtype))
+        ctx.save_for_backward(sums.hidden, sums.weight)
         ctx.mark_non_differentiable(beside_sum)
         return loss_sum, beside_sum
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from goldfish.runs.record import write_atomically
+
 META = "meta.json"
 
 
@@ -53,7 +55,7 @@ class Appended:
             file.flush()
             os.fsync(file.fileno())
         files = {name: [self.sizes[name], digest.hexdigest()] for name, digest in self._digests.items()}
-        write_json(self._progress, {"files": files, "state": state})
+        write_atomically(self._progress, json.dumps({"files": files, "state": state}))
 
     def close(self) -> None:
         """Close the files; what was appended since the last `save` may be lost."""
@@ -92,7 +94,7 @@ def unseal(folder: Path) -> dict[str, Any]:
 
 def _write_meta(folder: Path, meta: dict[str, Any], files: dict[str, list[Any]]) -> None:
     content = {"meta": meta, "files": files}
-    write_json(folder / META, {**content, "sha256": _sha256_of(content)})
+    write_atomically(folder / META, json.dumps({**content, "sha256": _sha256_of(content)}))
 
 
 def _sha256_of(content: dict[str, Any]) -> str:
@@ -105,16 +107,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _stamp(path: Path) -> list[int]:
