@@ -100,3 +100,27 @@ def test_an_unfinished_study_is_told_and_nothing_is_overwritten(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode and "no finished run in" in done.stderr
     assert (tmp_path / "k_sweep" / "results.csv").read_text() == (EXPERIMENTS / "k_sweep" / "results.csv").read_text()
+
+
+def test_the_readmes_table_says_what_the_csv_files_say():
+    readme = (home() / "README.md").read_text()
+    _, _, *lines = re.search(r"\| loss \|.*\n(?:\|.*\n)*", readme).group().splitlines()
+    columns = ["loss", "exact_match", "rouge_l", "longest_prefix", "val_loss", "supervised_tokens"]
+    cells = [dict(zip(columns, map(str.strip, line.strip("|").split("|")), strict=True)) for line in lines]
+    of = {
+        "standard": ("k_supervised_match", "k_sweep", "standard"),
+        "goldfish k=4, as released": ("released_hash", "released_hash", "released_k4_h13"),
+        "goldfish k=4, ours": ("k_supervised_match", "k_sweep", "k4"),
+        "goldfish k=4, ours, as many supervised tokens as standard": ("k_supervised_match", "k_supervised_match", "k4"),
+        "every 4th position dropped (static)": ("masks", "masks", "static"),
+        "control": ("k_sweep", "k_sweep", "control"),
+    }
+    assert [row["loss"] for row in cells] == list(of)
+    for row in cells:
+        claim, study, arm = of[row["loss"]]
+        rows = results(claim)
+        found = rows[(rows["study"] == study) & (rows["arm"] == arm)]
+        for column in found.columns.intersection(columns):
+            told = row[column].partition("±")[0].replace(" ", "")
+            digits = len(told.partition(".")[2])
+            assert float(told) == pytest.approx(found[column].mean(), abs=0.501 * 10**-digits), (row["loss"], column)
