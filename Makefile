@@ -23,10 +23,10 @@ reproduce: .venv/installed-dev    ## make reproduce CLAIM=mitigations: the comma
 		PATH="$(CURDIR)/$(BIN):$$PATH" bash -ec "$$(sed -n '2s/^# //p' experiments/$$claim.yaml)" || exit 1; done
 
 test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(PYTEST)
 
 test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m slow $(PYTEST)
 
 check: .venv/installed-dev        ## lint, format, types
 	$(BIN)/ruff check .
