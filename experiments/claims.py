@@ -283,9 +283,9 @@ CLAIMS = {
         ordered=False,
     ),
     "memfree": Claim(
-        "Without frequent n-grams of the training text nothing comes back verbatim, and half of it in other spelling",
+        "MemFree decoding: nothing verbatim, half of it in other spelling",
         "arm",
-        "run (ngram5: n = 5, otherwise 10; case, spacing, replaced: 10 % of the prompt edited)",
+        "run",
         columns={"decoding": "setting.decoding"}
         | {
             metric: f"setting.injected.metrics.{metric}.mean"

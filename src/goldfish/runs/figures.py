@@ -109,7 +109,7 @@ def headline(figure: Figure, text: str) -> None:
 def legend(figure: Figure, handles: Iterable[Any], names: Iterable[str]) -> None:
     """Write the legend below the figure, in as many columns as its names leave room for."""
     texts = [short(name) for name in names]
-    room, widths = 160, [8 + len(text) for text in texts]  # of letters
+    room, widths = int(13 * figure.get_figwidth()), [8 + len(text) for text in texts]  # of letters
     columns = len(texts) if sum(widths) <= room else max(1, room // max(widths))
     figure.legend(list(handles), texts, loc="outside lower center", ncols=columns)
 
