@@ -266,7 +266,7 @@ CLAIMS = {
         ordered=False,
     ),
     "optuna_k": Claim(
-        "Twelve values of k that Optuna tried: the least validation loss at which nothing is extracted",
+        "Values of k that Optuna proposed: which costs least and leaks nothing?",
         "k",
         "k",
         columns={"k": "result.k"} | MEMORIZATION,
