@@ -127,3 +127,10 @@ def test_the_readmes_table_says_what_the_csv_files_say():
             told = row[column].partition("±")[0].replace(" ", "")
             digits = len(told.partition(".")[2])
             assert float(told) == pytest.approx(found[column].mean(), abs=0.501 * 10**-digits), (row["loss"], column)
+
+
+def test_a_readme_that_has_lost_its_table_is_told_and_stays(tmp_path):
+    (tmp_path / "README.md").write_text("| other | table |\n")
+    with pytest.raises(ValueError, match=r"README.md: has no table that begins with \| arm \|"):
+        claims.put_markdown(tmp_path / "README.md", "| arm | exact |\n| --- | --- |\n")
+    assert (tmp_path / "README.md").read_text() == "| other | table |\n"
