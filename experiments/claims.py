@@ -8,6 +8,7 @@ A claim is an entry of CLAIMS: what is read of each run, and what is drawn again
 import argparse
 import json
 import math
+import re
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -305,7 +306,7 @@ CLAIMS = {
         ordered=False,
     ),
     "tofu_small": Claim(
-        "Unlearning four of forty invented authors: what is still known of them, of the rest, and can it be told",
+        "Unlearning four of forty invented authors: what is left of them, and of the rest",
         "arm",
         "method",
         columns={
@@ -330,7 +331,7 @@ CLAIMS = {
             "forget_quality": "forget quality",
         },
         panels={
-            "RougeL of what is to be forgotten": {"RougeL": "forget_rouge_l"},
+            "RougeL, to be forgotten": {"RougeL": "forget_rouge_l"},
             "model utility": {"utility": "model_utility"},
             "forget quality, p": {"p": "forget_quality"},
         },
@@ -461,7 +462,7 @@ def draw(claim: Claim, rows: pd.DataFrame, name: str) -> str:
             axes.set(xlabel=claim.xlabel, ylabel=label)
             if rows[[column for _, _, column in lines]].max(axis=None) <= 1:
                 axes.set_ylim(-0.04, 1.06)
-            axes.set_xticks(range(len(ticks)), [str(tick).removeprefix("k") for tick in ticks])
+            axes.set_xticks(range(len(ticks)), [re.sub(r"^k(?=\d)", "", str(tick)) for tick in ticks])
             if max(len(str(tick)) for tick in ticks) > 8:
                 axes.tick_params(axis="x", rotation=35)
                 for text in axes.get_xticklabels():
