@@ -275,7 +275,7 @@ CLAIMS = {
         panels=PANELS,
     ),
     "quickstart_large": Claim(
-        "An 8 times larger model, twice the documents",
+        "An 8 times larger model: the same picture",
         "arm",
         "run",
         columns=MEMORIZATION | {"seconds": "result.seconds.total"},
