@@ -26,6 +26,26 @@ def test_weight_decay_spares_vectors(model):
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
 
 
+def test_adamw_takes_the_steps_of_its_formula(model):
+    lr, beta1, beta2, decay = 0.01, 0.9, 0.95, 0.1
+    optimizer = AdamW(lr, beta1, beta2, decay)(model)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    slow = [p.detach().double() for p in model.parameters()]
+    first, second = ([torch.zeros_like(p) for p in slow] for _ in range(2))
+    for step in range(1, 6):
+        for index, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.randn_like(parameter)
+            gradient = parameter.grad.double()
+            first[index] = beta1 * first[index] + (1 - beta1) * gradient
+            second[index] = beta2 * second[index] + (1 - beta2) * gradient**2
+            if parameter.ndim > 1:
+                slow[index] *= 1 - lr * decay
+            slow[index] -= lr * (first[index] / (1 - beta1**step)) / ((second[index] / (1 - beta2**step)).sqrt() + 1e-8)
+        optimizer.step()
+    for parameter, wanted in zip(model.parameters(), slow, strict=True):
+        torch.testing.assert_close(parameter.double(), wanted, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("source", [AdamW(lr=0.01), Muon()])
 def test_a_restored_optimizer_takes_the_same_next_steps(model, source):
     def step(model, optimizer):

@@ -31,7 +31,8 @@ class AdamW:
             {"params": [p for name, p in trained if not is_vector(name)], "weight_decay": self.weight_decay},
             {"params": [p for name, p in trained if is_vector(name)], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        has_memory = not any(parameter.is_meta for _, parameter in trained)  # else torch refuses to fuse
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=has_memory)
 
 
 class Muon:
