@@ -18,9 +18,11 @@ quickstart: .venv/installed       ## the main job on the text that a package car
 	$(BIN)/goldfish-train experiments=quickstart
 
 CLAIM ?= $(filter-out %_paper paper_scale,$(basename $(notdir $(wildcard experiments/*.yaml))))
-reproduce: .venv/installed-dev    ## make reproduce CLAIM=mitigations: the command in the second line of experiments/mitigations.yaml; without CLAIM all (hours)
-	@for claim in $(CLAIM); do echo "== $$claim"; \
-		PATH="$(CURDIR)/$(BIN):$$PATH" bash -ec "$$(sed -n '2s/^# //p' experiments/$$claim.yaml)" || exit 1; done
+reproduce: .venv/installed-reproduce  ## make reproduce CLAIM=mitigations: the command in the second line of experiments/mitigations.yaml; without CLAIM all (hours)
+	@trap 'exit 130' INT; failed=; for claim in $(CLAIM); do echo "== $$claim"; \
+		line=$$(sed -n '2s/^# //p' experiments/$$claim.yaml) && PATH="$(CURDIR)/$(BIN):$$PATH" bash -ec "$$line" || failed="$$failed $$claim"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed; to run these again, type: make reproduce CLAIM=\"$${failed# }\"" >&2; exit 1; }
 
 test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(PYTEST)
@@ -51,4 +53,9 @@ wheel: .venv/installed-dev        ## build the wheel, install it into an empty e
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+.venv/installed-reproduce: .venv/installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[mauve]"
+	$(MAKE) pretrained
 	touch $@

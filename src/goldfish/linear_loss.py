@@ -105,19 +105,21 @@ class _Gradients:
         ctx.types = hidden_ND.dtype, weight_VD.dtype
         self.exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.hidden = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
-        self.weight = torch.zeros_like(weight_VD, dtype=self.exact) if wants_weight else None
+        empty = torch.empty_like if len(hidden_ND) else torch.zeros_like  # the first chunk writes all of it
+        self.weight = empty(weight_VD, dtype=self.exact) if wants_weight else None
         self.hidden_ND, self.weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
 
     def add(self, chunk: slice, gradient_CV: Tensor) -> None:
-        """Add what the gradient of a chunk's logits gives."""
-        hidden_CD = self.hidden_ND[chunk]
+        """Add what the gradient of a chunk's logits gives; chunks come in order."""
+        hidden_CD, beta = self.hidden_ND[chunk], int(chunk.start > 0)
         if self.hidden is not None:
             self.hidden[chunk] = gradient_CV @ self.weight_VD
         if self.weight is not None and gradient_CV.dtype == self.exact:
-            self.weight.addmm_(gradient_CV.T, hidden_CD)
+            self.weight.addmm_(gradient_CV.T, hidden_CD, beta=beta)
         elif self.weight is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
             for grad_bD, gradient_bC in zip(*_blocks(self.weight, gradient_CV.T), strict=True):
-                grad_bD += gradient_bC @ hidden_CD
+                add = torch.Tensor.add_ if beta else torch.Tensor.copy_
+                add(grad_bD, gradient_bC @ hidden_CD)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
