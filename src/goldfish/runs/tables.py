@@ -275,7 +275,7 @@ def _utility(owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
     for source, owner, one in owned:
         measures: dict[str, Estimate] = {}
         for split, word in (("injected", "injected"), ("never_seen", "never seen")):
-            own = one.summary["settings"][0].get(split, {})
+            own = next(iter(one.summary["settings"]), {}).get(split, {})
             for metric, shown in (("cosine", "cosine"), ("bert_f1", "BERTScore F1")):
                 if metric in own.get("metrics", {}):
                     measures[f"{shown}, {word}"] = _estimate(own["metrics"][metric], "mean", "low", "high")
