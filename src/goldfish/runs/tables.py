@@ -274,8 +274,9 @@ def _utility(owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
     found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for source, owner, one in owned:
         measures: dict[str, Estimate] = {}
+        first: dict[str, Any] = one.summary["settings"][0] if one.summary["settings"] else {}
         for split, word in (("injected", "injected"), ("never_seen", "never seen")):
-            own = next(iter(one.summary["settings"]), {}).get(split, {})
+            own = first.get(split, {})
             for metric, shown in (("cosine", "cosine"), ("bert_f1", "BERTScore F1")):
                 if metric in own.get("metrics", {}):
                     measures[f"{shown}, {word}"] = _estimate(own["metrics"][metric], "mean", "low", "high")
