@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from goldfish.runs.figures import GREY, headline, legend, looks, style, svg_text, whiskers
-from goldfish.runs.tables import combine, markdown, mean_text, put_markdown
+from goldfish.runs.markdown import markdown, put_markdown
+from goldfish.runs.tables import combine, mean_text
 
 HERE = Path(__file__).parent
 INJECTED = "greedy.injected.metrics"
@@ -65,6 +66,19 @@ SHOWN = {
     "val_loss": "validation loss",
 }
 PANELS = {label: {label: column} for column, label in SHOWN.items() if column != "longest_prefix"}
+
+
+def memorization(**more: tuple[str, str]) -> dict[str, Any]:
+    """Columns, table and panels of a claim on memorization; `more`: further columns, place and heading of each."""
+    return {
+        "columns": MEMORIZATION | {column: place for column, (place, _) in more.items()},
+        "table": SHOWN | {column: heading for column, (_, heading) in more.items()},
+        "panels": PANELS,
+    }
+
+
+SUPERVISED = ("result.tokens.supervised", "supervised tokens")
+SECONDS = ("result.seconds.total", "seconds")
 OBJECTIVE = MEMORIZATION | {
     "never_seen_rep_32": "greedy.never_seen.metrics.rep_32.mean",
     "never_seen_distinct_2": "greedy.never_seen.metrics.distinct_2.mean",
@@ -87,7 +101,6 @@ OBJECTIVE_PANELS = {
 }
 BENCHMARKS = ("capitals", "continents", "nationalities")
 K = ("k3", "k4", "k8", "k32", "k128", "standard")
-ON_MEMORIZATION = dict(columns=MEMORIZATION, table=SHOWN, panels=PANELS)
 ON_OBJECTIVES = dict(
     x="arm", xlabel="run", columns=OBJECTIVE, table=OBJECTIVE_SHOWN, panels=OBJECTIVE_PANELS, ordered=False
 )
@@ -96,7 +109,7 @@ ACROSS_K = dict(x="arm", xlabel="k (standard: nothing is dropped)", studies=("k_
 CLAIMS = {
     "k_sweep": Claim(
         "Memorization grows with k; up to k = 8 nothing comes back verbatim",
-        **ON_MEMORIZATION,
+        **memorization(),
         arms=("control", *K),
         control="control",
         **ACROSS_K,
@@ -205,7 +218,7 @@ CLAIMS = {
         "Masks by position protect only what stands still; hashes of 3 to 50 tokens protect everywhere",
         "arm",
         "mask, all with k = 4",
-        **ON_MEMORIZATION,
+        **memorization(),
         ordered=False,
     ),
     "near_duplicates": Claim(
@@ -232,18 +245,14 @@ CLAIMS = {
         "The released code's hash and ours",
         "arm",
         "hash, k and h",
-        columns=MEMORIZATION | {"supervised_tokens": "result.tokens.supervised"},
-        table=SHOWN | {"supervised_tokens": "supervised tokens"},
-        panels=PANELS,
+        **memorization(supervised_tokens=SUPERVISED),
         ordered=False,
     ),
     "extreme_memorization": Claim(
         "A pretrained model reads ten documents twelve times: all come back, or none",
         "arm",
         "loss (4: goldfish with k = 4)",
-        columns=MEMORIZATION | {"never_seen_rouge_l": "greedy.never_seen.metrics.rouge_l.mean"},
-        table=SHOWN | {"never_seen_rouge_l": "RougeL, never seen"},
-        panels=PANELS,
+        **memorization(never_seen_rouge_l=("greedy.never_seen.metrics.rouge_l.mean", "RougeL, never seen")),
         control="control",
         ordered=False,
     ),
@@ -261,9 +270,7 @@ CLAIMS = {
         "Masks by hash protect, those by position do not",
         "arm",
         "run",
-        columns=MEMORIZATION | {"supervised_tokens": "result.tokens.supervised", "seconds": "result.seconds.total"},
-        table=SHOWN | {"supervised_tokens": "supervised tokens", "seconds": "seconds"},
-        panels=PANELS,
+        **memorization(supervised_tokens=SUPERVISED, seconds=SECONDS),
         ordered=False,
     ),
     "optuna_k": Claim(
@@ -278,9 +285,7 @@ CLAIMS = {
         "An 8 times larger model: the same picture",
         "arm",
         "run",
-        columns=MEMORIZATION | {"seconds": "result.seconds.total"},
-        table=SHOWN | {"seconds": "seconds"},
-        panels=PANELS,
+        **memorization(seconds=SECONDS),
         ordered=False,
     ),
     "memfree": Claim(
@@ -393,7 +398,7 @@ def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
             result = json.loads(path.read_text())
             if claim.arms and result["arm"] not in claim.arms:
                 continue
-            of_run = files(path.parent)
+            of_run = files(path.parent, result)
             row = {key: result[key] for key in ("study", "arm", "seed")}
             for setting in of_run["settings"] if claim.of_settings else [None]:
                 found = of_run | {"setting": setting}
@@ -409,11 +414,10 @@ def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
     )
 
 
-def files(run_dir: Path) -> dict[str, Any]:
-    """What can be read of a run: `result`, `config`, `membership`, its `settings`, the same by decoding (`greedy`, `beam`),
+def files(run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """What can be read of a run: its `result`, `config`, `membership`, its `settings`, the same by decoding (`greedy`, `beam`),
     and the first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
-    found = {"result": json.loads((run_dir / "result.json").read_text())}
-    found["config"] = yaml.safe_load((run_dir / "config.yaml").read_text())
+    found = {"result": result, "config": yaml.safe_load((run_dir / "config.yaml").read_text())}
     if (measured := run_dir / "summary.json").exists():  # not of questions that were unlearned
         summary = json.loads(measured.read_text())
         found |= {"membership": summary["membership"], "settings": summary["settings"]}

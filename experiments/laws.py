@@ -7,18 +7,16 @@ python experiments/laws.py           fits and draws again from results.csv
 """
 
 import argparse
-import io
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from goldfish.evaluation.laws import Law, extracted_documents, fit
 from goldfish.evaluation.statistics import interval
-from goldfish.runs.figures import BLUE, STYLE, VERMILION
-from goldfish.runs.tables import markdown, put_markdown
+from goldfish.runs.figures import BLUE, VERMILION, style, svg_text
+from goldfish.runs.markdown import markdown, put_markdown
 
 # law -> the column that is varied, and what it is
 LAWS = {
@@ -88,9 +86,7 @@ def told(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:
 
 def draw(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:
     """SVG: extracted documents against each of the three, with intervals and the fitted lines."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a personal matplotlibrc must not change the figure
-        matplotlib.rcParams.update(STYLE)
+    with style():
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         laws = list(dict.fromkeys(law for law, _ in fits))
         for axes, law in zip(figure.subplots(1, len(laws), sharey=True, squeeze=False)[0], laws, strict=True):
@@ -115,9 +111,7 @@ def draw(rows: pd.DataFrame, fits: dict[tuple[str, str], Law]) -> str:
                 axes.plot(at, line.at(at.to_numpy()), color=colour, linestyle=dashes, label=about)
             axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
         figure.axes[0].set_ylabel("extracted documents (%)")
-        with matplotlib.rc_context({"svg.hashsalt": "laws"}):
-            figure.savefig(target := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator")))
-        return target.getvalue()
+        return svg_text(figure, "laws")
 
 
 if __name__ == "__main__":

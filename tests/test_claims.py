@@ -87,7 +87,7 @@ def test_a_claim_reads_its_columns_where_a_run_writes_them(tiny, tmp_path):
     row = claims.read(claims.CLAIMS["k_sweep"], [study]).iloc[0]
     metrics = result(done)["metrics"]
     assert (row["rouge_l"], row["val_loss"]) == (metrics["rouge_l"], metrics["val_loss"])
-    of_run = claims.files(done)
+    of_run = claims.files(done, result(done))
     of_run |= {"setting": of_run["settings"][0]}
     trained = [claim for name, claim in claims.CLAIMS.items() if name != "tofu_small"]
     places = {place for claim in trained for place in claim.columns.values()}

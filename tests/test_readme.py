@@ -31,6 +31,7 @@ def blocks() -> list[list[str]]:
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert len(README.splitlines()) <= 150
+    assert sum(map(len, blocks())) > 8
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
 
@@ -53,6 +54,7 @@ def test_every_command_of_the_readme_works(block, tmp_path, cache):
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert list(tmp_path.glob("logs/*/*/result.json"))
+    assert "quickstart" not in block[0] or (tmp_path / "logs" / "quickstart" / "report.html").exists()
 
 
 def test_the_python_of_the_readme_runs():

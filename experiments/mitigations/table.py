@@ -16,7 +16,8 @@ from transformers import LlamaConfig
 
 from goldfish.estimate import flops_per_token
 from goldfish.runs.figures import GREY, INK, label, style, svg_text
-from goldfish.runs.tables import markdown, mean_text, put_markdown
+from goldfish.runs.markdown import markdown, put_markdown
+from goldfish.runs.tables import mean_text
 
 HERE = Path(__file__).parent
 SHOWN = {
@@ -68,8 +69,9 @@ def main() -> None:
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
     rows = pd.read_csv(HERE / "results.csv")
     (HERE / "figure.svg").write_text(draw(rows), encoding="utf-8")
-    print(table(rows))
-    put_markdown(HERE / "README.md", table(rows))
+    text = table(rows)
+    print(text)
+    put_markdown(HERE / "README.md", text)
 
 
 def draw(rows: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from goldfish.runs.figures import looks, style, svg_text
-from goldfish.runs.tables import markdown, put_markdown
+from goldfish.runs.markdown import markdown, put_markdown
 
 HERE = Path(__file__).parent
 LOSSES = ("train/loss_kept", "train/loss_dropped", "val/loss")

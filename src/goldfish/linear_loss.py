@@ -105,21 +105,20 @@ class _Gradients:
         ctx.types = hidden_ND.dtype, weight_VD.dtype
         self.exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.hidden = torch.empty_like(hidden_ND, dtype=dtype) if wants_hidden else None
-        empty = torch.empty_like if len(hidden_ND) else torch.zeros_like  # the first chunk writes all of it
+        empty = torch.empty_like if len(hidden_ND) and dtype == self.exact else torch.zeros_like  # see `add`
         self.weight = empty(weight_VD, dtype=self.exact) if wants_weight else None
         self.hidden_ND, self.weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
 
     def add(self, chunk: slice, gradient_CV: Tensor) -> None:
         """Add what the gradient of a chunk's logits gives; chunks come in order."""
-        hidden_CD, beta = self.hidden_ND[chunk], int(chunk.start > 0)
+        hidden_CD = self.hidden_ND[chunk]
         if self.hidden is not None:
             self.hidden[chunk] = gradient_CV @ self.weight_VD
         if self.weight is not None and gradient_CV.dtype == self.exact:
-            self.weight.addmm_(gradient_CV.T, hidden_CD, beta=beta)
+            self.weight.addmm_(gradient_CV.T, hidden_CD, beta=int(chunk.start > 0))  # the first chunk writes all of it
         elif self.weight is not None:  # in float32: a sum of chunks in bfloat16 loses what each adds
             for grad_bD, gradient_bC in zip(*_blocks(self.weight, gradient_CV.T), strict=True):
-                add = torch.Tensor.add_ if beta else torch.Tensor.copy_
-                add(grad_bD, gradient_bC @ hidden_CD)
+                grad_bD += gradient_bC @ hidden_CD
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

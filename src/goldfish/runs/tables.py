@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from scipy.special import stdtrit
 
 from goldfish.runs.arms import arms, computing, flatten, kind, told_apart
 from goldfish.runs.finished import SETTING, Evaluation, Run
-from goldfish.runs.record import write_atomically
 
 _SHARES = ("exact_match", "rouge_l", "control_rouge_l", "never_seen_exact_match", "never_seen_rouge_l")
 MEASURED = (*_SHARES, "longest_prefix", "never_seen_longest_prefix", "val_loss")
@@ -140,21 +138,6 @@ def mean_text(values: Iterable[float]) -> str:
     return f"{mean:.3g}" + (f" ± {reach:.2g}" if math.isfinite(reach) and reach > 1e-9 * abs(mean) else "")
 
 
-def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def put_markdown(path: Path, table: str) -> None:
-    """Put a table in the place of the first whose heading begins with the same column; ValueError if there is none."""
-    first = table[: table.index("|", 2) + 1]
-    text, found = re.subn(rf"(?m)^{re.escape(first)}.*\n(?:\|.*\n)*", lambda _: table, path.read_text("utf-8"), count=1)
-    if not found:
-        raise ValueError(f"{path}: has no table that begins with {first}")
-    write_atomically(path, text)
-
-
 def rank(run: Run) -> tuple[Any, ...]:
     """Return what runs are sorted by: from the most to the least expected memorization, controls last."""
     name, result = kind(run.result["strategy"], run.result["control"]), run.result
@@ -269,30 +252,13 @@ def _owned(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluation]) -
 
 
 def _utility(owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
-    """Return a row an arm (or model), a column for each measure of goldfish-eval beside extraction that it has: semantic
-    likeness and MAUVE (of the first setting), validation loss, benchmarks; `seeds`, how many runs at most."""
+    """Return a row an arm (or model) and a column for each of `_measures` that any has; `seeds`, how many runs at most."""
     found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for source, owner, one in owned:
-        measures: dict[str, Estimate] = {}
-        first: dict[str, Any] = one.summary["settings"][0] if one.summary["settings"] else {}
-        for split, word in (("injected", "injected"), ("never_seen", "never seen")):
-            own = first.get(split, {})
-            for metric, shown in (("cosine", "cosine"), ("bert_f1", "BERTScore F1")):
-                if metric in own.get("metrics", {}):
-                    measures[f"{shown}, {word}"] = _estimate(own["metrics"][metric], "mean", "low", "high")
-            if "mauve" in own:
-                measures[f"MAUVE, {word}"] = _estimate(own["mauve"], "mauve", "", "")
-        if "perplexity" in one.summary:
-            measures["loss (nats/token)"] = _estimate(one.summary["perplexity"], "loss", "loss_low", "loss_high")
-        for task, scores in one.summary.get("tasks", {}).items():
-            for score, value in scores.items():
-                if score != "samples" and not score.endswith("_stderr") and value is not None:
-                    reach = 1.96 * (scores.get(f"{score}_stderr") or math.nan)
-                    measures[f"{task}: {score}"] = value, value - reach, value + reach
-        if measures:
+        if measures := _measures(one.summary):
             found.setdefault(source, {}).setdefault(owner, {}).update(measures)
+    names = dict.fromkeys(name for owners in found.values() for own in owners.values() for name in own)
     rows = []
-    names = list(dict.fromkeys(name for owners in found.values() for own in owners.values() for name in own))
     for source, owners in found.items():
         row: dict[str, Any] = {"source": source, "seeds": len(owners)}
         for name in names:
@@ -300,6 +266,27 @@ def _utility(owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
             row |= _named(name, combine(estimates, (-math.inf, math.inf)))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _measures(summary: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Return what goldfish-eval measured beside extraction: likeness and MAUVE of the first setting, loss, benchmarks."""
+    found: dict[str, Estimate] = {}
+    first: dict[str, Any] = summary["settings"][0] if summary["settings"] else {}
+    for split in ("injected", "never_seen"):
+        own, word = first.get(split, {}), split.replace("_", " ")
+        for metric, shown in (("cosine", "cosine"), ("bert_f1", "BERTScore F1")):
+            if metric in own.get("metrics", {}):
+                found[f"{shown}, {word}"] = _estimate(own["metrics"][metric], "mean", "low", "high")
+        if "mauve" in own:
+            found[f"MAUVE, {word}"] = own["mauve"]["mauve"], math.nan, math.nan
+    if "perplexity" in summary:
+        found["loss (nats/token)"] = _estimate(summary["perplexity"], "loss", "loss_low", "loss_high")
+    for task, scores in summary.get("tasks", {}).items():
+        for score, value in scores.items():
+            if score != "samples" and not score.endswith("_stderr") and value is not None:
+                reach = 1.96 * (scores.get(f"{score}_stderr") or math.nan)
+                found[f"{task}: {score}"] = value, value - reach, value + reach
+    return found
 
 
 def _extraction(of: Mapping[str, Sequence[Run]], owned: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:

@@ -1,0 +1,22 @@
+"""Markdown tables of a README that are made again from numbers."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from goldfish.runs.record import write_atomically
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def put_markdown(path: Path, table: str) -> None:
+    """Put a table in the place of the first whose heading begins with the same column; ValueError if there is none."""
+    first = table[: table.index("|", 2) + 1]
+    text, found = re.subn(rf"(?m)^{re.escape(first)}.*\n(?:\|.*\n)*", lambda _: table, path.read_text("utf-8"), count=1)
+    if not found:
+        raise ValueError(f"{path}: has no table that begins with {first}")
+    write_atomically(path, text)
