@@ -1,5 +1,7 @@
 """The chunked loss against full logits: values, gradients, and what it must never form."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,24 +36,27 @@ def chunks_of_seven(monkeypatch):
 
 
 class Calls(TorchDispatchMode):
-    """What torch was really asked to do: the largest tensor made, and the number of matrix products."""
+    """What torch was really asked to do: the largest tensor made, and the number of matrix products, of oneDNN's."""
 
     def __init__(self):
         super().__init__()
-        self.largest, self.products = 0, 0
+        self.largest, self.products, self.onednn = 0, 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         self.products += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_, torch.ops.aten.addmm)
+        self.onednn += str(function) == "mkldnn._linear_pointwise.default"
         self.largest = max([self.largest, *(r.numel() for r in [result] if isinstance(r, torch.Tensor))])
         return result
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.sampled_from([1, 2, 511, 512, 513, 1100]), seed=st.integers(0, 100))
-def test_loss_and_gradients_equal_those_of_full_logits(n, seed):
+@given(n=st.sampled_from([1, 2, 511, 512, 513, 1100]), seed=st.integers(0, 100), onednn=st.sampled_from([0, 1 << 40]))
+def test_loss_and_gradients_equal_those_of_full_logits(n, seed, onednn):
     hidden, weight, target = inputs(n, seed=seed)
-    loss = linear_cross_entropy(hidden, weight, target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(goldfish.linear_loss, "ONEDNN", onednn)  # asked for heads of any size, or of none
+        loss = linear_cross_entropy(hidden, weight, target)
     gradients = torch.autograd.grad(loss * 0.3, (hidden, weight))
     expected_loss = oracle(hidden, weight, target)
     expected = torch.autograd.grad(expected_loss * 0.3, (hidden, weight))
@@ -67,6 +72,25 @@ def test_float64_is_exact_whatever_the_chunks(n, chunks_of_seven):
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for a, b in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (loss, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.skipif(not AVX512, reason="oneDNN is asked where the processor has AVX-512")
+def test_a_large_head_is_multiplied_by_onednn_in_float32_only():
+    def products(v=2100, dtype=torch.float32, change=lambda weight: weight):
+        hidden, weight, target = inputs(30, d=512, v=v, dtype=dtype)
+        with Calls() as calls:
+            linear_cross_entropy(hidden, change(weight), target).backward()
+        return calls.products, calls.onednn
+
+    blocks = math.ceil(2100 / goldfish.linear_loss.BLOCK)
+    assert products() == (0, blocks + 1 + blocks)  # logits, gradient of the hidden states, of the weight
+    assert products(v=2000) == (3, 0)
+    assert products(dtype=torch.float64) == (3, 0)
+    assert products(dtype=torch.bfloat16)[1] == 0
+    assert products(change=lambda weight: weight.T.contiguous().T) == (3, 0)
 
 
 def test_bfloat16_stays_near_the_float32_oracle():

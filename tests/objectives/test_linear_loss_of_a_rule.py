@@ -43,6 +43,15 @@ def test_loss_sum_and_gradients_are_exact_whatever_the_chunks(n, seed):
         assert not beside.requires_grad
 
 
+def test_a_head_multiplied_by_onednn_gives_the_same(chunks_of_seven, monkeypatch):
+    monkeypatch.setattr(goldfish.linear_loss, "ONEDNN", 0)
+    hidden, weight, target = inputs(30)
+    loss, _ = linear_loss(hidden, weight, rule, target, torch.ones(30))
+    expected = rule(hidden @ weight.T, target, torch.ones(30))[0]
+    for a, b in zip(*((x, *torch.autograd.grad(x, (hidden, weight))) for x in (loss, expected)), strict=True):
+        assert relative(a, b) < 1e-5
+
+
 def test_bfloat16_and_autocast_stay_near_the_float32_oracle(chunks_of_seven):
     hidden, weight, target = inputs(300, d=64, v=200)
     scale = torch.ones(300)
