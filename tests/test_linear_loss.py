@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goldfish.linear_loss
+from goldfish import onednn
 from goldfish.linear_loss import linear_cross_entropy
 
 
@@ -74,10 +75,7 @@ def test_float64_is_exact_whatever_the_chunks(n, chunks_of_seven):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@pytest.mark.skipif(not AVX512, reason="oneDNN is asked where the processor has AVX-512")
+@pytest.mark.skipif(not onednn.AVAILABLE, reason="oneDNN is asked where the processor has AVX-512")
 def test_a_large_head_is_multiplied_by_onednn_in_float32_only():
     def products(v=2100, dtype=torch.float32, change=lambda weight: weight):
         hidden, weight, target = inputs(30, d=512, v=v, dtype=dtype)

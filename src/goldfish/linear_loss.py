@@ -12,13 +12,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from goldfish import onednn
+
 # Logits that exist at a time, in bytes and in targets, and bytes of the float32 softmax that is still in the cache when
 # it is written back in the logits' type. Larger chunks share the traffic of the weight gradient among more targets: on
 # a CPU 512 targets are faster than 128 (by 8 % in float32, 18 % in bfloat16), and 1024 are not faster than 512.
 CPU = 40 << 20, 512, 1 << 20
 GPU = 256 << 20, 8192, 64 << 20  # not measured
 BLOCK = 1024  # rows of the weight, or of its gradient, that are multiplied or added at a time
-ONEDNN = 1 << 20  # weights of the smallest head that `_product_for` gives to oneDNN
+ONEDNN = 1 << 20  # weights of the smallest head that is multiplied by oneDNN
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
@@ -128,29 +130,13 @@ def _by_pytorch(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     return torch.mm(left_MK, right_NK.T)
 
 
-def _by_onednn(left_MK: Tensor, right_NK: Tensor) -> Tensor:
-    """The same; `right_NK` must be dense or the transpose of a dense matrix: oneDNN has but slow loops for other strides."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
-    return product
-
-
 def _product_for(weight_VD: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """What multiplies left @ right.T for this head, without gradients.
+    """What multiplies left @ right.T for this head.
 
-    In float32 PyTorch asks MKL, which takes AVX-512 on Intel's processors only; oneDNN, which PyTorch asks for all other
-    types, takes it on all that have it: 1.5 to 1.9 times as fast on AMD's (experiments/speed). Small heads stay: oneDNN
-    plans anew for every number of kept rows, which costs them most of what they gain.
+    A small one does not pay: oneDNN plans anew for every number of kept rows, which costs most of what is gained.
     """
-    serves = (
-        weight_VD.device.type == "cpu"
-        and weight_VD.dtype == torch.float32
-        and weight_VD.numel() >= ONEDNN
-        and weight_VD.is_contiguous()
-        and torch.backends.mkldnn.enabled
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-    return _by_onednn if serves else _by_pytorch
+    large = weight_VD.numel() >= ONEDNN
+    return onednn.product if large and weight_VD.is_contiguous() and onednn.serves(weight_VD) else _by_pytorch
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -116,7 +116,9 @@ def test_matching_the_other_way_round_swaps_precision_and_recall(made_tokens, tr
     random = torch.Generator().manual_seed(seed)
     made, true = torch.randn(made_tokens, 3, generator=random), torch.randn(true_tokens, 3, generator=random)
     precision, recall, f1 = greedy_match(made, true)
-    assert greedy_match(7 * true, 2 * made) == pytest.approx((recall, precision, f1), abs=1e-5)
+    *shares, harmonic = greedy_match(7 * true, 2 * made)
+    assert shares == pytest.approx([recall, precision], abs=1e-5)
+    assert harmonic == pytest.approx(f1, rel=1e-3, abs=1e-5)  # the two may almost cancel
     if precision + recall > 0.01:
         assert (precision, recall, f1) == pytest.approx(slow_match(made, true), abs=1e-4)
 

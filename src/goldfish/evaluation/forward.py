@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from goldfish.onednn import LinearLayers
+
 Pick = Callable[..., tuple[Tensor, ...]]
 
 # What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
@@ -34,15 +36,17 @@ class Speaker:
         self.apart = False
         if isinstance(self._head, nn.Linear) and self.base is not model:
             probe_1Q = torch.arange(min(8, self._head.out_features), device=model.device)[None]
-            hidden_1QD = self.base(probe_1Q, use_cache=False)[0]
-            self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
+            with LinearLayers():
+                hidden_1QD = self.base(probe_1Q, use_cache=False)[0]
+                self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
 
     def hidden(self, ids_BQ: Tensor, keep: int, **how: Any) -> Tensor:
         """Hidden states of the last `keep` tokens: (B, keep, D)."""
-        if self.apart:
-            hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
-        else:
-            hidden_BQD = self.model(ids_BQ, **how, **({"logits_to_keep": keep} if self.keeps else {})).logits
+        with LinearLayers():
+            if self.apart:
+                hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
+            else:
+                hidden_BQD = self.model(ids_BQ, **how, **({"logits_to_keep": keep} if self.keeps else {})).logits
         return hidden_BQD[:, -keep:]
 
     def head(self, hidden_MD: Tensor, function: Pick, *more_M: Tensor) -> list[Tensor]:
@@ -50,7 +54,8 @@ class Speaker:
         vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
         step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
         pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
-        found = [function(self._head(h) if self.apart else h, *more) for h, *more in pieces]
+        with LinearLayers():
+            found = [function(self._head(h) if self.apart else h, *more) for h, *more in pieces]
         return [torch.cat(results) for results in zip(*found, strict=True)]
 
     def rows_of_a_pass(self, tokens: int, rows: int) -> int:
