@@ -66,6 +66,13 @@ def test_autocast_and_a_switched_off_onednn_are_obeyed():
         assert not by_onednn()
 
 
+def test_compiled_layers_stay_compiled():
+    layer = torch.nn.Linear(8, 6, bias=False)
+    compiled, x = torch.compile(layer, fullgraph=True), torch.randn(5, 8)
+    with torch.no_grad(), onednn.LinearLayers():
+        assert relative(compiled(x), layer(x)) < 1e-6
+
+
 @needs_avx512
 def test_memorization_is_evaluated_by_onednn_with_the_same_tokens():
     model = LlamaFromConfig(32, 2, 4, 64)(50, separator_id=0, seed=0).eval()
