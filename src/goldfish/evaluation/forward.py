@@ -7,6 +7,7 @@ M positions of any rows.
 import inspect
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ Pick = Callable[..., tuple[Tensor, ...]]
 
 # What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
 _CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS, _BLOCK = 2048, 2**18, 2**26, 64
+_LONG = 128  # tokens of the shortest pass that oneDNN is asked for
 
 
 class Speaker:
@@ -36,13 +38,12 @@ class Speaker:
         self.apart = False
         if isinstance(self._head, nn.Linear) and self.base is not model:
             probe_1Q = torch.arange(min(8, self._head.out_features), device=model.device)[None]
-            with LinearLayers():
-                hidden_1QD = self.base(probe_1Q, use_cache=False)[0]
-                self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
+            hidden_1QD = self.base(probe_1Q, use_cache=False)[0]
+            self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
 
     def hidden(self, ids_BQ: Tensor, keep: int, **how: Any) -> Tensor:
         """Hidden states of the last `keep` tokens: (B, keep, D)."""
-        with LinearLayers():
+        with self._products(ids_BQ.numel()):
             if self.apart:
                 hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
             else:
@@ -54,9 +55,13 @@ class Speaker:
         vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
         step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
         pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
-        with LinearLayers():
+        with self._products(len(hidden_MD)):
             found = [function(self._head(h) if self.apart else h, *more) for h, *more in pieces]
         return [torch.cat(results) for results in zip(*found, strict=True)]
+
+    def _products(self, tokens: int) -> AbstractContextManager[Any]:
+        """What multiplies in a pass over so many tokens; seeing to it costs a pass over few of them more than it saves."""
+        return LinearLayers() if self.on_cpu and tokens >= _LONG else nullcontext()
 
     def rows_of_a_pass(self, tokens: int, rows: int) -> int:
         """How many of `rows` rows of `tokens` tokens to read at once."""
