@@ -79,9 +79,9 @@ def test_memorization_is_evaluated_by_onednn_with_the_same_tokens():
     ids = torch.randint(1, 50, (20, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids[:, :-1]).logits.argmax(-1)[:, 11:]
-        with Calls() as probe:
+        with Calls() as short:
             forced(model, ids[:1], start=12)
         with Calls() as calls:
             found = forced(model, ids, start=12)
     assert torch.equal(found.guess_NS, expected)
-    assert calls.onednn and not probe.onednn, "a short pass stays with PyTorch"
+    assert calls.onednn and not short.onednn, "a short pass stays with PyTorch"

@@ -1,7 +1,7 @@
 """Cross entropy from hidden states and LM head, on the rows that count, without the logits of all rows at once.
 
-`goldfish_loss` is the front door, `linear_cross_entropy` the core. There is one path for every device and type;
-experiments/speed has the figures of those that were left out.
+`goldfish_loss` is the front door, `linear_cross_entropy` the core. There is one path for every device and type, but for
+who multiplies (`_product_for`); experiments/speed has the figures of those that were left out.
 
 Shapes: B rows of a batch, T tokens of a row, N targets, C of them in a chunk, D hidden size, V vocabulary.
 """
