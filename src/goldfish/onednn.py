@@ -43,8 +43,8 @@ class LinearLayers(TorchFunctionMode):
         arguments: Sequence[Any] = (),
         keywords: Mapping[str, Any] | None = None,
     ) -> Any:
-        others = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if function is linear and not (keywords or others):
+        left_to_others = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if function is linear and not (keywords or left_to_others):
             left, right, bias = (*arguments, None)[:3]
             plain = bias is None and type(right) in (Tensor, torch.nn.Parameter) and right.is_contiguous()
             if plain and serves(left, right):
