@@ -135,8 +135,7 @@ def _product_for(weight_VD: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
     A small one does not pay: oneDNN plans anew for every number of kept rows, which costs most of what is gained.
     """
-    large = weight_VD.numel() >= ONEDNN
-    return onednn.product if large and weight_VD.is_contiguous() and onednn.serves(weight_VD) else _by_pytorch
+    return onednn.product if weight_VD.numel() >= ONEDNN and onednn.serves(weight_VD) else _by_pytorch
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

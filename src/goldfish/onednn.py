@@ -15,12 +15,15 @@ from torch.overrides import TorchFunctionMode
 AVAILABLE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def serves(*matrices: Tensor) -> bool:
-    """Whether `product` can multiply these: float32 on a CPU that has AVX-512, unless `torch.backends.mkldnn` is off."""
+def serves(weight_NK: Tensor) -> bool:
+    """Whether `product` can multiply by this: dense, float32, on a CPU that has AVX-512; `torch.backends.mkldnn` is on."""
     return (
         AVAILABLE
         and bool(torch.backends.mkldnn.enabled)
-        and all(m.dtype == torch.float32 and m.device.type == "cpu" for m in matrices)
+        and type(weight_NK) in (Tensor, torch.nn.Parameter)  # no DTensor
+        and weight_NK.dtype == torch.float32
+        and weight_NK.device.type == "cpu"
+        and weight_NK.is_contiguous()
     )
 
 
@@ -45,8 +48,7 @@ class LinearLayers(TorchFunctionMode):
     ) -> Any:
         left_to_others = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
         if function is linear and not (keywords or left_to_others):
-            left, right, bias = (*arguments, None)[:3]
-            plain = bias is None and type(right) in (Tensor, torch.nn.Parameter) and right.is_contiguous()
-            if plain and serves(left, right):
-                return product(left, right)
+            left, weight, bias = (*arguments, None)[:3]
+            if bias is None and left.dtype == torch.float32 and serves(weight):
+                return product(left, weight)
         return function(*arguments, **(keywords or {}))
