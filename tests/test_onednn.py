@@ -66,6 +66,11 @@ def test_autocast_and_a_switched_off_onednn_are_obeyed():
         assert not by_onednn()
 
 
+def test_inputs_of_another_type_are_refused_in_pytorchs_words():
+    with torch.no_grad(), onednn.LinearLayers(), pytest.raises(RuntimeError, match="same dtype"):
+        linear(torch.randn(5, 8, dtype=torch.bfloat16), torch.randn(6, 8))
+
+
 def test_compiled_layers_stay_compiled():
     layer = torch.nn.Linear(8, 6, bias=False)
     compiled, x = torch.compile(layer, fullgraph=True), torch.randn(5, 8)
