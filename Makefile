@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart reproduce test test-slow check wheel
+.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check wheel
 
 install: .venv/installed          ## the environment alone
 
@@ -26,6 +26,15 @@ reproduce: .venv/installed-reproduce  ## make reproduce CLAIM=mitigations: the c
 
 test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(PYTEST)
+
+# Other kernels, other roundings, and the paths of a CPU without AVX-512. One by one: PyTorch, oneDNN, MKL on any processor
+# and on Intel's, OpenBLAS, NumPy. Each ignores names that it does not know.
+OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
+NUMERIC := $(addprefix tests/,objectives evaluation decoding unlearning training test_linear_loss.py test_goldfish_loss.py \
+	test_onednn.py test_model.py test_integrations.py test_claims.py cli/test_export.py)
+test-portable: .venv/installed-dev ## the tests that compute, with the oldest instruction sets that the libraries can be told to use
+	OMP_NUM_THREADS=1 $(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(NUMERIC) $(PYTEST)
 
 test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m slow $(PYTEST)
