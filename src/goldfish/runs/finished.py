@@ -170,16 +170,14 @@ def _read(folder: Path, problems: list[str]) -> Run:
 def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
     """Return what reads a file of `folder`, checks its keys, and adds what is wrong to `problems`."""
 
-    def load(name: str, parse: Callable[[Any], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
+    def load(name: str, parse: Callable[[Any, str], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
         file = folder / name
         try:
             rows = name.endswith(".parquet")
-            value = parse(file.read_bytes() if rows else read_text(file), name)
+            value = parse(file.read_bytes() if rows else read_text(file), str(file))
         except (ValueError, OSError) as error:  # FileError, and what pandas says of CSV
-            is_there = os.path.lexists(file)
-            problems.append(
-                f"{file}: cannot be read: {error}" if is_there else f"{file}: is missing, though the run is finished"
-            )
+            told = str(error) if str(error).startswith(str(file)) else f"{file}: cannot be read: {error}"
+            problems.append(told if os.path.lexists(file) else f"{file}: is missing, though the run is finished")
             return None
         if keys is not None:
             for number, item in enumerate(value if rows else [value], start=1):

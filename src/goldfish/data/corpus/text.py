@@ -52,13 +52,23 @@ def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
             wanted = " or ".join(map(repr, patterns))
             raise ValueError(f"path={path!r}: the folder holds no file that matches pattern={wanted}")
     else:
-        found = sorted(Path(file) for file in glob.glob(path, recursive=True) if Path(file).is_file())
+        found = sorted(_globbed(Path(path)))
         if not found:
             raise ValueError(
                 f"path={path!r}: no such file or folder; give a file, or a folder with {' or '.join(patterns)} files"
             )
         root = Path(os.path.commonpath([file.parent for file in found]))
     return [(str(file.relative_to(root)), file) for file in found]
+
+
+def _globbed(path: Path) -> Iterator[Path]:
+    """The files that a glob means, hidden ones left out. `**` enters no linked folders, which may lead in a circle."""
+    first = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
+    if first is not None:
+        start = Path(*path.parts[:first])
+        for file in start.glob("/".join(path.parts[first:])):
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(start).parts):
+                yield file
 
 
 def _paragraphs(lines: Iterator[str] | io.TextIOWrapper) -> Iterator[str]:
