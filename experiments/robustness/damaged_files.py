@@ -40,7 +40,10 @@ def _swap(content: bytes, draw: random.Random) -> bytes:
     size = max(1, len(content) // 8)
     first, second = (draw.randrange(max(1, len(content) - size)) for _ in range(2))
     changed = bytearray(content)
-    changed[first : first + size], changed[second : second + size] = content[second : second + size], content[first : first + size]
+    changed[first : first + size], changed[second : second + size] = (
+        content[second : second + size],
+        content[first : first + size],
+    )
     return bytes(changed)
 
 
@@ -70,7 +73,11 @@ def _value(content: bytes, draw: random.Random, value: str) -> bytes:
 
 
 def _without_key(content: bytes, draw: random.Random) -> bytes:
-    return _value(re.sub(rb'"(\w+)": ', lambda one: one[0], content), draw, "null") if draw.random() < 0.5 else _renamed(content, draw)
+    return (
+        _value(re.sub(rb'"(\w+)": ', lambda one: one[0], content), draw, "null")
+        if draw.random() < 0.5
+        else _renamed(content, draw)
+    )
 
 
 def _renamed(content: bytes, draw: random.Random) -> bytes:
@@ -91,7 +98,9 @@ def _number(content: bytes, draw: random.Random) -> bytes:
     if not found:
         return content
     chosen = draw.choice(found)
-    value = draw.choice([b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1", b"1" * 5000, b"99999999999999999999", b"0.5"])
+    value = draw.choice(
+        [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1", b"1" * 5000, b"99999999999999999999", b"0.5"]
+    )
     return content[: chosen.start()] + value + content[chosen.end() :]
 
 

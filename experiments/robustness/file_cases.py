@@ -15,25 +15,44 @@ import traceback
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from damaged_files import BYTES, DAMAGES, MARKUP, PATHS, SWAPPED, damage
+from damaged_files import DAMAGES, MARKUP, SWAPPED, damage
 from hydra import compose, initialize_config_dir
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
 
-
-RAW = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of it nothing may reach a terminal
-TINY = (
-    "model.hidden_size=32 model.layers=1 model.heads=2 model.intermediate_size=64 data.sequence_length=64 data.batch_size=4 "
-    "data.tokens=2560 data.tokenizer.vocab_size=512 data.validation_tokens=512 data.injection.documents=2 "
-    "data.injection.never_seen=2 data.injection.document_tokens=32 data.injection.repeats=4 evaluation.prefix_tokens=16 "
-    "evaluation.suffix_tokens=16 trainer.log_every=2 trainer.checkpoint_every=3 trainer.memorization_every=5 threads=1 "
-    "logger.tensorboard=false data.injection.held_out=0.5 data.validation_share=0.2 data.cache_dir=cache"
-).split()
+RAW = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)  # of it nothing may reach a terminal
+TINY = [
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.intermediate_size=64",
+    "data.sequence_length=64",
+    "data.batch_size=4",
+    "data.tokens=2560",
+    "data.tokenizer.vocab_size=512",
+    "data.validation_tokens=512",
+    "data.injection.documents=2",
+    "data.injection.never_seen=2",
+    "data.injection.document_tokens=32",
+    "data.injection.repeats=4",
+    "evaluation.prefix_tokens=16",
+    "evaluation.suffix_tokens=16",
+    "trainer.log_every=2",
+    "trainer.checkpoint_every=3",
+    "trainer.memorization_every=5",
+    "threads=1",
+    "logger.tensorboard=false",
+    "data.injection.held_out=0.5",
+    "data.validation_share=0.2",
+    "data.cache_dir=cache",
+]
 TEXT = ("data/corpus=text", "data.corpus.path=texts", "data.corpus.split=paragraph")
 Action = Callable[[], Any]
 
@@ -43,7 +62,7 @@ class Target:
     """A file or folder `path` of the workspace, and the `action` that reads it.
 
     `other`: a file of the same kind, to be swapped with it. `exact`: a copy, a checksum or a second computation must give the
-    result of the undamaged file, where the action ends well. `names`: what a message may call it, beside its path.
+    result of the undamaged file, where the action ends well.
     """
 
     path: str
@@ -51,7 +70,6 @@ class Target:
     other: str | None = None
     exact: bool = False
     is_folder: bool = False
-    names: tuple[str, ...] = field(default=())
 
     def damages(self) -> list[str]:
         """The kinds of damage that make sense for it."""
@@ -61,18 +79,18 @@ class Target:
         return fit + [SWAPPED] * (self.other is not None)
 
 
-RUN, OTHER_RUN = "runs/study/one", "runs/study/two"
+RUN, OTHER_RUN = "runs/study/run_one", "runs/study/run_two"
 TARGETS = [
     *(Target(f"documents.{end}", "read_documents", other="rows.jsonl") for end in ("jsonl", "parquet")),
-    *(Target(f"dataset/{name}", "read_dataset") for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")),
-    Target("dataset", "read_dataset", is_folder=True),
+    *(Target(f"saved_dataset/{name}", "read_dataset") for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")),
+    Target("saved_dataset", "read_dataset", is_folder=True),
     Target("documents.jsonl", "evaluate_folder", other="rows.jsonl"),
     Target("documents.parquet", "perplexity"),
     Target("rows.jsonl", "corpus_jsonl", other="documents.jsonl"),
     Target("rows.parquet", "corpus_parquet", other="documents.parquet"),
     Target("texts/b.txt", "corpus_text"),
     Target("texts", "corpus_text", is_folder=True),
-    Target("dataset/data-00000-of-00001.arrow", "corpus_dataset"),
+    Target("saved_dataset/data-00000-of-00001.arrow", "corpus_dataset"),
     Target("tokens.bin", "corpus_tokens", other="megatron.bin"),
     Target("megatron.bin", "corpus_megatron", other="tokens.bin"),
     Target("megatron.idx", "corpus_megatron", other="other.idx"),
@@ -80,36 +98,36 @@ TARGETS = [
         ("background.bin", "CACHE/validation.bin"), ("background_starts.bin", None), ("meta.json", None),
         ("tokenizer/tokenizer.json", "small/tokenizer.json"), ("validation.bin", None))),
     Target("CACHE", "prepare", exact=True, is_folder=True),
-    *(Target(f"folder/{name}", "evaluate_folder", other=f"small/{name}") for name in (
+    *(Target(f"hf_model/{name}", "evaluate_folder", other=f"small/{name}") for name in (
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
-    *(Target(f"folder/{name}", "pretrained", other=f"small/{name}") for name in (
+    *(Target(f"hf_model/{name}", "pretrained", other=f"small/{name}") for name in (
         "config.json", "model.safetensors", "tokenizer.json")),
-    Target("folder", "pretrained", is_folder=True),
-    Target("unfinished/checkpoints/last.ckpt", "resume", exact=True, other="small/model.safetensors"),
-    Target("unfinished/config.yaml", "resume", exact=True),
-    Target("unfinished/progress.json", "resume", exact=True),
-    Target("unfinished/csv/attempt_000/metrics.csv", "resume", exact=True),
-    Target("unfinished/checkpoints/last.ckpt", "export_checkpoint", exact=True),
-    *(Target(f"sharded/checkpoints/last.ckpt/{name}", "export_sharded", exact=True) for name in (
+    Target("hf_model", "pretrained", is_folder=True),
+    Target("stopped_run/checkpoints/last.ckpt", "resume", exact=True, other="small/model.safetensors"),
+    Target("stopped_run/config.yaml", "resume", exact=True),
+    Target("stopped_run/progress.json", "resume", exact=True),
+    Target("stopped_run/csv/attempt_000/metrics.csv", "resume", exact=True),
+    Target("stopped_run/checkpoints/last.ckpt", "export_checkpoint", exact=True),
+    *(Target(f"sharded_run/checkpoints/last.ckpt/{name}", "export_sharded", exact=True) for name in (
         ".metadata", "__0_0.distcp", "sizes.json")),
-    Target("sharded/checkpoints/last.ckpt", "export_sharded", exact=True, is_folder=True),
+    Target("sharded_run/checkpoints/last.ckpt", "export_sharded", exact=True, is_folder=True),
     *(Target(f"{RUN}/{name}", "report", other=f"{OTHER_RUN}/{name}") for name in (
         "result.json", "summary.json", "config.yaml", "environment.json", "metrics.csv", "exposures.csv", "extraction.parquet")),
     Target(f"{RUN}/evaluations/prefix8_suffix8/summary.json", "report"),
     Target(RUN, "report", is_folder=True),
     *(Target(f"{RUN}/{name}", "evaluate_run", other=f"{OTHER_RUN}/{name}") for name in (
         "config.yaml", "documents.jsonl", "exposures.csv", "model/model.safetensors", "model/config.json")),
-    *(Target(f"evaluation/{name}", "continue_evaluation", exact=name != "config.yaml", other=other) for name, other in (
-        ("config.yaml", None), ("parts/000-00000000.parquet", "evaluation/parts/membership-00000000.parquet"),
+    *(Target(f"killed_evaluation/{name}", "continue_evaluation", exact=name != "config.yaml", other=other) for name, other in (
+        ("config.yaml", None), ("parts/000-00000000.parquet", "killed_evaluation/parts/membership-00000000.parquet"),
         ("parts/membership-00000000.parquet", None))),
     *(Target(f"{RUN}/{name}", "export_run") for name in ("model/model.safetensors", "model/config.json", "model/tokenizer.json")),
-    *(Target(f"questions/{name}.json", "questions", other="questions/retain99.json") for name in (
+    *(Target(f"tofu_files/{name}.json", "questions", other="tofu_files/retain99.json") for name in (
         "forget01", "forget01_perturbed", "world_facts_perturbed")),
     *(Target(f"{RUN}/{name}", "forget_documents", other=f"small/{other}") for name, other in (
         ("result.json", "config.json"), ("config.yaml", "config.json"), ("documents.jsonl", "config.json"),
         ("exposures.csv", "config.json"))),
-    *(Target(f"filter/{name}", "memfree", exact=True) for name in ("ngrams.bloom", "meta.json")),
-    *(Target(f"unfinished/{name}", "show") for name in ("progress.json", "job.log")),
+    *(Target(f"ngram_filter/{name}", "memfree", exact=True) for name in ("ngrams.bloom", "meta.json")),
+    *(Target(f"stopped_run/{name}", "show") for name in ("progress.json", "job.log")),
 ]  # fmt: skip
 
 
@@ -125,10 +143,12 @@ class Workspace:
         return self.root / name.replace("CACHE", f"cache/{self.cache}")
 
     def make(self) -> None:
-        """Write everything: one run is trained, the others are made of it."""
+        """Write everything, if it is not there: one run is trained, the others are made of it."""
         from make_files import make
 
-        self.cache = make(self.root)
+        if not self.root.exists():
+            make(self.root)
+        self.cache = next(path.parent.name for path in (self.root / "cache").glob("*/background.bin"))
 
 
 @contextmanager
@@ -168,7 +188,7 @@ def read_documents() -> Any:
 def read_dataset() -> Any:
     from goldfish.data.documents import read_documents
 
-    return [tuple(entry) for entry in read_documents(Path("dataset"))]
+    return [tuple(entry) for entry in read_documents(Path("saved_dataset"))]
 
 
 def _prepared(*overrides: str) -> Any:
@@ -204,7 +224,7 @@ def corpus_parquet() -> Any:
 
 
 def corpus_dataset() -> Any:
-    return _corpus("huggingface", "path=dataset")
+    return _corpus("huggingface", "path=saved_dataset")
 
 
 def corpus_tokens() -> Any:
@@ -218,7 +238,7 @@ def corpus_megatron() -> Any:
 def _tokens(kind: str, *overrides: str) -> Any:
     """Token files need the tokenizer that made them."""
     config = train_config("data.injection.overlap=allow", "data.cache_dir=fresh")["data"]
-    config["tokenizer"] = {"_target_": "goldfish.data.tokenizer.Pretrained", "path": "folder"}
+    config["tokenizer"] = {"_target_": "goldfish.data.tokenizer.Pretrained", "path": "hf_model"}
     given = dict(one.split("=", 1) for one in overrides)
     target = {"token_file": "TokenFile", "megatron": "Megatron"}[kind]
     config["corpus"] = {"_target_": f"goldfish.data.corpus.{target}", **given, "separator": int(given["separator"])}
@@ -228,8 +248,9 @@ def _tokens(kind: str, *overrides: str) -> Any:
 
 
 def _evaluate(*overrides: str) -> Any:
-    from goldfish.cli.evaluate import _task
     from omegaconf import OmegaConf
+
+    from goldfish.cli.evaluate import _task
 
     settings = ["evaluation.prefix_tokens=8", "evaluation.suffix_tokens=8", "strategy.accelerator=cpu"]
     config = composed("eval", *settings, *overrides)
@@ -240,11 +261,11 @@ def _evaluate(*overrides: str) -> Any:
 
 
 def evaluate_folder() -> Any:
-    return _evaluate("model_folder=folder", "documents=documents.jsonl", "out=out")
+    return _evaluate("model_folder=hf_model", "documents=documents.jsonl", "out=out")
 
 
 def perplexity() -> Any:
-    return _evaluate("model_folder=folder", "documents=documents.jsonl", "perplexity=documents.parquet", "out=out")
+    return _evaluate("model_folder=hf_model", "documents=documents.jsonl", "perplexity=documents.parquet", "out=out")
 
 
 def evaluate_run() -> Any:
@@ -252,15 +273,15 @@ def evaluate_run() -> Any:
 
 
 def continue_evaluation() -> Any:
-    return _evaluate(f"run={RUN}", "out=evaluation")
+    return _evaluate(f"run={RUN}", "out=killed_evaluation")
 
 
 def pretrained() -> Any:
     from goldfish.data.tokenizer import Pretrained, separator_id
     from goldfish.model import LlamaFromPretrained
 
-    tokenizer = Pretrained("folder").build([])
-    model = LlamaFromPretrained("folder")(len(tokenizer), separator_id(tokenizer), 0)
+    tokenizer = Pretrained("hf_model").build([])
+    model = LlamaFromPretrained("hf_model")(len(tokenizer), separator_id(tokenizer), 0)
     return sum(float(weight.double().abs().sum()) for weight in model.parameters())
 
 
@@ -270,8 +291,8 @@ def resume() -> Any:
     from goldfish.run import run
     from goldfish.runs.record import RunDirectory
 
-    folder = Path("unfinished")
-    RunDirectory(folder).claim(train_config("run_dir=unfinished"))
+    folder = Path("stopped_run")
+    RunDirectory(folder).claim(train_config("run_dir=stopped_run"))
     run(RunDirectory(folder).config(), folder.resolve(), "command")
     weights = load_file(folder / "model" / "model.safetensors")
     return {name: float(weight.double().sum()) for name, weight in weights.items()}
@@ -292,11 +313,11 @@ def export_run() -> Any:
 
 
 def export_checkpoint() -> Any:
-    return _export("unfinished")
+    return _export("stopped_run")
 
 
 def export_sharded() -> Any:
-    return _export("sharded")
+    return _export("sharded_run")
 
 
 def report() -> Any:
@@ -312,14 +333,14 @@ def report() -> Any:
     rows = table.read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 3, "whole runs are missing in the table"
     if len(rows) == 3:
-        sys.exit(code or "a run is missing in the table and nothing was said")
+        sys.exit(code or 1)  # a run that is not in the table must have been named
     return None
 
 
 def questions() -> Any:
     from goldfish.unlearning.questions import TOFU
 
-    return TOFU("forget01", "questions")().texts()
+    return TOFU("forget01", "tofu_files")().texts()
 
 
 def forget_documents() -> Any:
@@ -335,7 +356,7 @@ def memfree() -> Any:
 
     from goldfish.decoding import NgramFilter
 
-    found = NgramFilter.load(Path("filter"))
+    found = NgramFilter.load(Path("ngram_filter"))
     return found.header, found.begins(np.arange(200).reshape(100, 2)).tolist()
 
 
@@ -348,12 +369,12 @@ def show() -> Any:
 
     console = Console()
     watch = Watch({Path("nowhere"): "nowhere"}, console, 0)
-    record = RunDirectory(Path("unfinished"))
+    record = RunDirectory(Path("stopped_run"))
     watch._names, watch._before, watch._states = {record: "run"}, {record: {}}, {record: {"state": "waiting"}}
     for one in watch.look():
         watch._tell(one)
     console.print(watch)
-    console.print(log_tail(Path("unfinished")))
+    console.print(log_tail(Path("stopped_run")))
 
 
 ACTIONS: dict[str, Action] = {
@@ -438,8 +459,8 @@ def _run(action: Action, expected: Callable[[], Any], target: Target) -> tuple[s
         caught.seek(0)
         said = caught.read().decode("utf-8", "replace")
     if state == "named":
-        parts = [*target.path.split("/"), *(target.other or "").split("/")[-1:]]
-        names = {part for part in parts if part not in ("", "runs", "study", "CACHE")} | set(target.names)
+        names = {part.removesuffix(".bin") for part in target.path.split("/") if part not in ("runs", "study", "CACHE")}
+        names |= {(target.other or target.path).rpartition("/")[2]}  # the other of a pair
         if not any(name in said for name in names):
             state = "fault: the message does not name the file"
         if "Traceback" in said:
@@ -455,7 +476,9 @@ def _printing_to(file: Any) -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     for number in (1, 2):
         os.dup2(file.fileno(), number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        open(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2)
+    )
     try:
         yield
     finally:
@@ -483,5 +506,3 @@ def _content(folder: Path) -> dict[str, str]:
         if file.is_file() and not file.name.startswith("."):
             found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
-
-

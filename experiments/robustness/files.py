@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--actions", nargs="*", default=list(ACTIONS), help="only these")
     parser.add_argument("--only", type=int, nargs="*", help="only the cases of these numbers; prints all that was said")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--workspace", type=Path, help="where the undamaged files are made, or are from a call before")
     parser.add_argument("--work", nargs=3, metavar=("WORKSPACE", "CACHE", "CASES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     wanted = cases(options.cases, options.seed, tuple(options.actions))
@@ -41,12 +42,14 @@ def main() -> int:
         work(Path(options.work[0]), options.work[1], set(json.loads(options.work[2])), wanted)
         return 0
     with tempfile.TemporaryDirectory(prefix="goldfish-files-") as folder:
-        workspace = Workspace(Path(folder).resolve() / "workspace")
+        workspace = Workspace((options.workspace or Path(folder) / "workspace").resolve())
         workspace.make()
         rows = run(wanted, workspace)
     for row in rows:
         if options.only is not None or row["outcome"].startswith("fault"):
-            print(f"{row['case']}: {row['damage']} of {row['file']}, {row['action']}: {row['outcome']}\n{row['said']}\n")
+            print(
+                f"{row['case']}: {row['damage']} of {row['file']}, {row['action']}: {row['outcome']}\n{row['said']}\n"
+            )
     print(dict(Counter(row["outcome"].split(":")[0] for row in rows)))
     if options.only is None:
         with options.out.open("w", newline="") as file:
@@ -63,7 +66,9 @@ def run(wanted: list[Case], workspace: Workspace) -> list[dict]:
     while left:
         numbers = json.dumps([case.number for case in left])
         command = [sys.executable, __file__, *sys.argv[1:], "--work", str(workspace.root), workspace.cache, numbers]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment())
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=_environment()
+        )
         assert process.stdout is not None
         limit = SECONDS * 2  # the first takes imports, too
         try:
@@ -71,6 +76,7 @@ def run(wanted: list[Case], workspace: Workspace) -> list[dict]:
                 rows.append(json.loads(line))
                 limit = SECONDS
                 left.pop(0)
+                print(f"{len(rows)} of {len(wanted)}: {rows[-1]['outcome']}", file=sys.stderr, flush=True)
         finally:
             ended = process.poll()
             process.kill()
@@ -78,13 +84,13 @@ def run(wanted: list[Case], workspace: Workspace) -> list[dict]:
         if left:
             reason = f"no answer within {limit} s" if ended is None else f"the process ended with {ended}"
             rows.append(_row(left.pop(0), f"fault: {reason}", limit, 0, ""))
-        print(f"{len(rows)} of {len(wanted)}", file=sys.stderr, flush=True)
     return rows
 
 
 def work(root: Path, cache: str, numbers: set[int], wanted: list[Case]) -> None:
     """What a worker does: a line of JSON for each case."""
     answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES_OF_MEMORY, BYTES_OF_MEMORY))
     workspace = Workspace(root)
     workspace.cache = cache

@@ -9,18 +9,44 @@ from typing import Any
 
 import numpy as np
 
-WORDS = (
-    "water stone river cloud garden winter letter candle market bridge harbour silver morning wagon orchard lantern "
-    "meadow copper village thunder basket ribbon saddle pepper window ladder mirror feather"
-).split()
+WORDS = [
+    "water",
+    "stone",
+    "river",
+    "cloud",
+    "garden",
+    "winter",
+    "letter",
+    "candle",
+    "market",
+    "bridge",
+    "harbour",
+    "silver",
+    "morning",
+    "wagon",
+    "orchard",
+    "lantern",
+    "meadow",
+    "copper",
+    "village",
+    "thunder",
+    "basket",
+    "ribbon",
+    "saddle",
+    "pepper",
+    "window",
+    "ladder",
+    "mirror",
+    "feather",
+]
 
 
 def _sentences(draw: random.Random, count: int) -> str:
     return " ".join(" ".join(draw.choices(WORDS, k=8)).capitalize() + "." for _ in range(count))
 
 
-def make(root: Path) -> str:
-    """Write everything below `root`; return the name of the folder of prepared data."""
+def make(root: Path) -> None:
+    """Write everything below `root`."""
     from file_cases import inside, train_config
 
     root.mkdir(parents=True)
@@ -38,7 +64,6 @@ def make(root: Path) -> str:
         _evaluation()
         _filter()
         _questions(draw)
-        return next(path.parent.name for path in Path("cache").glob("*/background.bin"))
 
 
 def _tables(paragraphs: list[str]) -> None:
@@ -50,7 +75,7 @@ def _tables(paragraphs: list[str]) -> None:
     for name, some in (("documents", rows[:6]), ("rows", rows)):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         parquet.write_table(pyarrow.Table.from_pylist(some), f"{name}.parquet")
-    datasets.Dataset.from_list(rows).save_to_disk("dataset")
+    datasets.Dataset.from_list(rows).save_to_disk("saved_dataset")
 
 
 def _runs(train_config: Any) -> None:
@@ -58,25 +83,29 @@ def _runs(train_config: Any) -> None:
     from goldfish.runs.record import RunDirectory
     from goldfish.training.callbacks import Interrupted
 
-    one = Path("runs/study/one")
+    one = Path("runs/study/run_one")
     config = train_config(f"run_dir={one}", "study=study")
     RunDirectory(one).claim(config)
     run(config, one.resolve(), "goldfish-train")
-    for name, seed, control in (("two", 1, False), ("three", 0, True)):  # seeds and a control, as a report wants them
+    for name, seed, control in (
+        ("run_two", 1, False),
+        ("run_three", 0, True),
+    ):  # seeds and a control, as a report wants them
         folder = one.with_name(name)
         shutil.copytree(one, folder, ignore=shutil.ignore_patterns("csv", "checkpoints"))
         result = json.loads((folder / "result.json").read_text())
         RunDirectory(folder).write_json("result.json", {**result, "seed": seed, "control": control, "run": name})
-        RunDirectory(folder).claim
         (folder / "config.yaml").write_text((one / "config.yaml").read_text().replace("\nseed: 0", f"\nseed: {seed}"))
     steps = iter(range(1000))
-    unfinished = Path("unfinished")
-    config = train_config("run_dir=unfinished")
+    unfinished = Path("stopped_run")
+    config = train_config("run_dir=stopped_run")
     RunDirectory(unfinished).claim(config)
     try:
         run(config, unfinished.resolve(), "goldfish-train", stop_requested=lambda: next(steps) > 5)
     except Interrupted:
-        RunDirectory(unfinished).report(state="interrupted", step=6, steps=10, loss=1.0, tokens_per_s=1.0, seconds_left=1.0)
+        RunDirectory(unfinished).report(
+            state="interrupted", step=6, steps=10, loss=1.0, tokens_per_s=1.0, seconds_left=1.0
+        )
     assert (unfinished / "checkpoints/last.ckpt").is_file() and not (unfinished / "result.json").exists()
     assert (unfinished / "checkpoints/previous.ckpt").is_file()
     (unfinished / "job.log").write_text("a line\n" * 20)
@@ -88,9 +117,11 @@ def _folders() -> None:
 
     from goldfish.data.tokenizer import TrainedBPE
 
-    shutil.copytree("runs/study/one/model", "folder")
+    shutil.copytree("runs/study/run_one/model", "hf_model")
     tokenizer = TrainedBPE(vocab_size=300).build([Path("texts/a.txt").read_text()])
-    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer))
+    sizes = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer)
+    )
     LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=128)).save_pretrained("small")
     tokenizer.save_pretrained("small")
 
@@ -99,7 +130,7 @@ def _tokens() -> None:
     """The texts as token files with separator 0: nanoGPT's, Megatron's, and an index of another Megatron file."""
     from goldfish.pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer("folder")
+    tokenizer = load_tokenizer("hf_model")
     paragraphs = [one for name in "abc" for one in Path(f"texts/{name}.txt").read_text().split("\n\n")]
     rows = [np.array([*tokenizer(text)["input_ids"], 0], dtype=np.uint16) for text in paragraphs]
     for name in ("tokens.bin", "megatron.bin"):
@@ -125,10 +156,10 @@ def _sharded(train_config: Any) -> None:
     from goldfish.runs.record import RunDirectory
     from goldfish.training.checkpoints import whole_folder
 
-    RunDirectory(Path("sharded")).claim(train_config("run_dir=sharded"))
-    Path("sharded/checkpoints").mkdir()
-    weights = torch.load("unfinished/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    with whole_folder(Path("sharded/checkpoints/last.ckpt").resolve(), True, lambda: None) as folder:
+    RunDirectory(Path("sharded_run")).claim(train_config("run_dir=sharded_run"))
+    Path("sharded_run/checkpoints").mkdir()
+    weights = torch.load("stopped_run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    with whole_folder(Path("sharded_run/checkpoints/last.ckpt").resolve(), True, lambda: None) as folder:
         dcp.save({f"state_dict.{name}": weight for name, weight in weights.items()}, checkpoint_id=folder, no_dist=True)
 
 
@@ -141,11 +172,11 @@ def _evaluation() -> None:
     _evaluate(f"run={RUN}", f"out={RUN}/evaluations/prefix8_suffix8")
     kept, command.shutil.rmtree = command.shutil.rmtree, lambda path: None  # type: ignore[assignment]
     try:
-        _evaluate(f"run={RUN}", "out=evaluation")
+        _evaluate(f"run={RUN}", "out=killed_evaluation")
     finally:
         command.shutil.rmtree = kept  # type: ignore[assignment]
-    Path("evaluation/summary.json").unlink()
-    assert sorted(path.name for path in Path("evaluation/parts").iterdir())[0] == "000-00000000.parquet"
+    Path("killed_evaluation/summary.json").unlink()
+    assert sorted(path.name for path in Path("killed_evaluation/parts").iterdir())[0] == "000-00000000.parquet"
 
 
 def _filter() -> None:
@@ -153,13 +184,20 @@ def _filter() -> None:
     from goldfish.pretrained import load_tokenizer
 
     stream = np.fromfile("tokens.bin", dtype=np.uint16)
-    NgramFilter.build(lambda: [stream], load_tokenizer("folder"), ngram=3, min_count=2).save(Path("filter"))
+    NgramFilter.build(lambda: [stream], load_tokenizer("hf_model"), ngram=3, min_count=2).save(Path("ngram_filter"))
 
 
 def _questions(draw: random.Random) -> None:
     """Files in TOFU's format: one object a line, and one array."""
-    Path("questions").mkdir()
-    names = ("forget01", "retain99", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+    Path("tofu_files").mkdir()
+    names = (
+        "forget01",
+        "retain99",
+        "forget01_perturbed",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    )
     for name in names:
         rows = [
             {
@@ -171,4 +209,4 @@ def _questions(draw: random.Random) -> None:
             for number in range(4)
         ]
         lines = "\n".join(map(json.dumps, rows))
-        Path(f"questions/{name}.json").write_text(json.dumps(rows) if name == "world_facts_perturbed" else lines)
+        Path(f"tofu_files/{name}.json").write_text(json.dumps(rows) if name == "world_facts_perturbed" else lines)

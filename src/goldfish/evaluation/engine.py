@@ -112,7 +112,7 @@ def work(
     rows: tuple[list[Row], list[Row]] = ([], [])
     for part in mine:
         kept = None if folder is None else folder / f"{part.name}.parquet"
-        made = None if kept is None else _kept(kept, [subject.documents[place].id for place in part.places])
+        made = None if kept is None else _kept(kept, part, subject)
         if made is None:
             made = _do(subject, extraction, part, lambda more, before=done: tell(before + more, total))  # type: ignore[misc]
             if folder is not None:
@@ -124,7 +124,7 @@ def work(
     return rows
 
 
-def _kept(path: Path, ids: Sequence[str]) -> list[Row] | None:
+def _kept(path: Path, part: Part, subject: Subject) -> list[Row] | None:
     """The rows of a part that was done before; None if it was not, or if the file is damaged or another part's."""
     if not path.exists():
         return None
@@ -132,7 +132,10 @@ def _kept(path: Path, ids: Sequence[str]) -> list[Row] | None:
         rows = read_rows(path)
     except FileError:
         return None
-    return rows if [row.get("document") for row in rows] == list(ids) else None
+    ids = [subject.documents[place].id for place in part.places]
+    wanted = {} if part.setting is None else part.setting._asdict()
+    is_own = all(("prefix_tokens" in row) == bool(wanted) and wanted.items() <= row.items() for row in rows)
+    return rows if is_own and [row.get("document") for row in rows] == ids else None
 
 
 def finish(
