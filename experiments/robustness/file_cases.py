@@ -477,7 +477,7 @@ def _printing_to(file: Any) -> Iterator[None]:
     for number in (1, 2):
         os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (
-        open(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2)
+        os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2)
     )
     try:
         yield
