@@ -41,6 +41,7 @@ def main() -> int:
     else:
         from goldfish.run import run  # after the signal handlers: torch takes seconds to import
     from goldfish.config import ConfigError
+    from goldfish.files import FileError, safe
     from goldfish.training.callbacks import Interrupted
 
     try:
@@ -52,10 +53,10 @@ def main() -> int:
         record.report(state="refused", error=str(error))
         return 1
     except Exception as error:
-        traceback.print_exc()
+        print(safe(traceback.format_exc()), file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
             if record.progress().get("state") != "failed":  # the first process to fail is the cause; others lost a peer
-                record.report(state="failed", error=_in_words(error))
+                record.report(state="failed", error=_in_words(error), in_words=isinstance(error, FileError))
         return NO_SPACE if _is_disk_full(error, record.path) else 1
     return 0
 

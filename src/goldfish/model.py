@@ -1,12 +1,14 @@
 """The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
 
-import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from goldfish.files import FileError, read_object
+from goldfish.pretrained import load_config, load_model
 
 
 class LlamaSource(Protocol):
@@ -95,14 +97,18 @@ class LlamaFromPretrained:
             raise ValueError(
                 f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
             )
-        config = json.loads((self.path / "config.json").read_text())
+        config = read_object(self.path / "config.json")
         if config.get("model_type") != "llama":
             raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
         self.max_length: int | None = config.get("max_position_embeddings")
+        if not isinstance(self.max_length, int | None):
+            raise FileError(
+                f"{self.path / 'config.json'}: max_position_embeddings={self.max_length!r:.40} is no whole number"
+            )
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
         """The folder's configuration; ValueError if its vocabulary is too small."""
-        config = LlamaConfig.from_pretrained(self.path, attn_implementation="sdpa", local_files_only=True)
+        config = cast(LlamaConfig, load_config(self.path, attn_implementation="sdpa"))
         if config.vocab_size < vocab_size:
             raise ValueError(
                 f"path={str(self.path)!r}: the model knows {config.vocab_size} tokens, the tokenizer {vocab_size}; "
@@ -112,13 +118,8 @@ class LlamaFromPretrained:
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
         """Return the model on the CPU in float32, whatever the files' type; ValueError if its vocabulary is too small."""
-        return LlamaForCausalLM.from_pretrained(
-            self.path,
-            config=self.config(vocab_size, separator_id),
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
+        return cast(LlamaForCausalLM, model)
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:

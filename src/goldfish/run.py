@@ -19,12 +19,13 @@ from goldfish.decoding import NgramFilter
 from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.summary import flat
+from goldfish.files import FileError
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress
-from goldfish.training.checkpoints import as_file, damage, forget_previous, newest
+from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
 from goldfish.training.loggers import Loggers, log_hyperparameters, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
@@ -129,7 +130,7 @@ def run(
         *job.trainer.saving(record.checkpoint, stop_requested),
     ]
     trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
-    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record), weights_only=True)
+    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record, module), weights_only=True)
     steps = trainer.global_step  # fewer than planned after an early stop
     seconds_training = time.perf_counter() - started - seconds_preparing
     exposures = ledger.gather(trainer)
@@ -240,7 +241,7 @@ def _proof(plan: Plan, rows: int, exposures: list[Exposure]) -> dict[str, int]:
     }
 
 
-def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
+def _checkpoint(job: Job, record: RunDirectory, module: torch.nn.Module) -> Path | None:
     """What to continue from: the run's newest good checkpoint, or the one that `ckpt` names; None for a fresh start."""
     if job.ckpt == "last":
         path = newest(record.checkpoint, say=lambda warning: record.report(state=warning))
@@ -252,6 +253,11 @@ def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
         raise ValueError(
             f"ckpt={str(path)!r}: DeepSpeed and other strategies do not read each other's checkpoints; type the strategy "
             "that wrote it, or ckpt=null"
+        )
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if path is not None and path.is_file() and (reason := other_model(path, shapes)) is not None:
+        raise FileError(
+            f"{path}: a checkpoint of another model ({reason}); give one of this configuration, or ckpt=null"
         )
     if path is not None and path.is_dir() and not job.strategy.shards:
         return as_file(path, record.checkpoint.with_stem("whole"))

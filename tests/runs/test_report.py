@@ -226,7 +226,7 @@ def test_every_malformed_file_is_named_with_its_key_in_one_error(tmp_path: Path)
     with pytest.raises(ValueError, match="malformed") as error:
         collect([tmp_path])
     for expected in (
-        r"study-bad_json-0/result\.json: cannot be read: Expecting property name",
+        r"study-bad_json-0/result\.json: not JSON \(Expecting property name",
         r"study-no_key-0/result\.json: key 'tokens\.supervised' is missing",
         r"study-bad_type-1/result\.json: key 'exposures\.planned' is True, expected int",
         r"study-bad_type-1/result\.json: key 'exposures\.seen' is '3', expected int",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig
 
@@ -15,6 +14,7 @@ from goldfish.estimate import empty, flops_per_token, memory, optimizer_bytes, p
 from goldfish.linear_loss import GPU, target_count
 from goldfish.run import Job
 from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.terminal import Console
 
 DEVICES = 8  # compared where the configuration has one
 

@@ -10,6 +10,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.terminal import complain
+
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
@@ -20,15 +22,17 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
     try:
         command()
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command continues", file=sys.stderr)
+        complain(f"{program}: interrupted; the same command continues")
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
-        print(f"{program}: error: {_reason(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        complain(f"{program}: error: {in_words(error)}")
         sys.exit(1)
 
 
-def _reason(error: BaseException) -> str:
-    """The message, with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+def in_words(error: BaseException) -> str:
+    """The message, of a file's error with its name first, and with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     cause: BaseException | None = error
     while cause is not None:
         if (

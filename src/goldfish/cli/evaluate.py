@@ -9,12 +9,13 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
+from goldfish.runs.launch import last_lines
+from goldfish.terminal import Console
 
 VARIED = {
     "prefix_tokens": "prompt",
@@ -95,7 +96,7 @@ def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
 def _wait_for(others: list[subprocess.Popen[bytes]], out: Path) -> None:
     for rank, process in enumerate(others, start=1):
         if process.wait():
-            tail = "\n".join((out / f"rank{rank}.log").read_text(errors="replace").splitlines()[-8:])
+            tail = last_lines(out / f"rank{rank}.log", 8)
             raise ValueError(f"process {rank} of the evaluation failed; the same command continues. It said:\n{tail}")
 
 

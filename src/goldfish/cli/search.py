@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
-from rich.console import Console
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
+from goldfish.files import read_object
 from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _distribution(override: Override) -> Any:
 
 def _metrics(run_dir: Path, names: list[str]) -> dict[str, float]:
     """These metrics of a finished run; ConfigError if it has none of that name."""
-    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
+    metrics = read_object(run_dir / "result.json")["metrics"]
     missing = [name for name in names if metrics.get(name) is None]
     if missing:
         there = ", ".join(name for name, value in metrics.items() if value is not None)

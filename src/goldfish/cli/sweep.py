@@ -11,12 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
 from goldfish.runs.record import RunDirectory, identity, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 PATIENCE = 60.0  # seconds that jobs get to save
 # Starts the jobs (overrides of each), waits for them, and returns what each came to; None or an exception: it was lost.
@@ -180,9 +179,13 @@ def _quoted(value: str) -> str:
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:
     from goldfish.runs.report import collect, print_summary, summarize, write_report
 
-    runs = collect(run_dirs)
-    paths = write_report(runs, study, title=study.name)
-    print_summary(summarize(runs), paths, console)
+    damaged: list[str] = []
+    runs = collect(run_dirs, may_be_none=True, damaged=damaged)
+    for problem in damaged:
+        console.print(f"left out, damaged: {problem}", style="red", soft_wrap=True)
+    if runs:
+        paths = write_report(runs, study, title=study.name)
+        print_summary(summarize(runs), paths, console)
 
 
 def _arguments() -> list[str]:

@@ -15,13 +15,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)
 

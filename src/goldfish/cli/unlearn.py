@@ -15,7 +15,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.cli.train import of_sweep, plain
@@ -23,6 +22,7 @@ from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 
 def main() -> None:

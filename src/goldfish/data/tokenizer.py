@@ -6,10 +6,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from goldfish.data.corpus import Document
 from goldfish.data.corpus.base import sha256_of
+from goldfish.pretrained import load_tokenizer
 
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
@@ -67,7 +68,7 @@ class Pretrained:
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Load it; `texts` are not read."""
-        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        tokenizer = load_tokenizer(self.path)
         if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
             raise ValueError(
                 f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with"

@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from goldfish.data.cache import Damaged, seal, unseal
 from goldfish.data.overlap import ngram_hashes
+from goldfish.files import FileError, reading
 
 FORMAT = 1  # raise it when the same n-grams give other bits
 AT_ONCE = 1 << 22  # n-grams counted together: about 64 bytes each
@@ -102,15 +103,16 @@ class NgramFilter:
         """Read what `save` wrote. ValueError if it is damaged, or was written by another version."""
         try:
             header = unseal(folder)
-        except (Damaged, FileNotFoundError) as damage:
-            raise ValueError(
+        except (Damaged, OSError) as damage:
+            raise FileError(
                 f"{folder}: no whole MemFree filter there ({damage}); remove it, and it is built again"
             ) from damage
         if header.get("format") != FORMAT:
             raise ValueError(
                 f"{folder}: a MemFree filter of format {header.get('format')}, wanted {FORMAT}; build it again"
             )
-        return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
+        with reading(folder, "a MemFree filter"):
+            return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         """ValueError, which names the filter as `where`, if it was built with another tokenizer."""

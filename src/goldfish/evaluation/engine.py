@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.packing import InjectedDocument
@@ -27,7 +27,9 @@ from goldfish.evaluation.membership import scores
 from goldfish.evaluation.metrics import training_overlap
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
+from goldfish.files import FileError
 from goldfish.masks import Mask
+from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, read_rows
 
 PART = 256  # documents
@@ -110,9 +112,8 @@ def work(
     rows: tuple[list[Row], list[Row]] = ([], [])
     for part in mine:
         kept = None if folder is None else folder / f"{part.name}.parquet"
-        if kept is not None and kept.exists():
-            made = read_rows(kept)
-        else:
+        made = None if kept is None else _kept(kept, part, subject)
+        if made is None:
             made = _do(subject, extraction, part, lambda more, before=done: tell(before + more, total))  # type: ignore[misc]
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,20 @@ def work(
         done += len(part.places)
         tell(done, total)
     return rows
+
+
+def _kept(path: Path, part: Part, subject: Subject) -> list[Row] | None:
+    """The rows of a part that was done before; None if it was not, or if the file is damaged or another part's."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_rows(path)
+    except FileError:
+        return None
+    ids = [subject.documents[place].id for place in part.places]
+    wanted = {} if part.setting is None else part.setting._asdict()
+    is_own = all(("prefix_tokens" in row) == bool(wanted) and wanted.items() <= row.items() for row in rows)
+    return rows if is_own and [row.get("document") for row in rows] == ids else None
 
 
 def finish(
@@ -215,8 +230,8 @@ def _membership(subject: Subject, extraction: Extraction, documents: Sequence[In
 
 @lru_cache(maxsize=1)  # every part of an evaluation reads with it
 def _reference(folder: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_model(folder)
+    return model.to(device).eval(), load_tokenizer(folder)
 
 
 def _read(

@@ -1,8 +1,6 @@
 """What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
 
-import csv
 import hashlib
-import json
 from collections import Counter
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
@@ -25,7 +22,9 @@ from goldfish.evaluation.perplexity import Losses, document_losses, stream_losse
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
 from goldfish.evaluation.utility import find_tasks, harness, mauve
+from goldfish.files import read_csv, read_yaml
 from goldfish.masks import KeepAll, Mask
+from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, write_atomically
 from goldfish.training.strategies import Strategy
 
@@ -104,7 +103,7 @@ class EvaluationJob:
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )
         if frozen.exists():
-            if _identity(yaml.safe_load(frozen.read_text(encoding="utf-8"))) != _identity(config):
+            if _identity(read_yaml(frozen)) != _identity(config):
                 raise ValueError(
                     f"{self.out} holds an unfinished evaluation of another configuration; nothing was changed. "
                     "Give another out=..., or remove it"
@@ -116,10 +115,8 @@ class EvaluationJob:
 
     def load(self, rank: int = 0) -> Subject:
         """Read the model and the documents; ValueError names a file that is not what it should be."""
-        tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.model, use_safetensors=True, local_files_only=True, dtype=getattr(torch, self.evaluation.precision)
-        )
+        tokenizer = load_tokenizer(self.model)
+        model = load_model(self.model, dtype=getattr(torch, self.evaluation.precision))
         if model.get_input_embeddings().num_embeddings < len(tokenizer):
             raise ValueError(
                 f"{self.model}: the model knows {model.get_input_embeddings().num_embeddings} tokens, its tokenizer "
@@ -133,8 +130,7 @@ class EvaluationJob:
         if self.run is not None:
             config = RunDirectory(self.run).config()
             mask = build(_OnlyMask, {"mask": config["mask"]}).mask
-            with (self.run / "exposures.csv").open(newline="") as file:
-                exposures.update(row["document"] for row in csv.DictReader(file))
+            exposures.update(row["document"] for row in read_csv(self.run / "exposures.csv", ["document"]))
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
                 text = [self._data.prepare().background, *injected]
@@ -190,9 +186,7 @@ class EvaluationJob:
 
     def _own_documents(self) -> list[InjectedDocument]:
         assert self.run is not None
-        # split("\n"), not splitlines(): texts may hold other line separators, which JSON leaves as they are.
-        lines = (self.run / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        return [InjectedDocument(**json.loads(line)) for line in lines]
+        return [InjectedDocument(**row) for row in RunDirectory(self.run).documents()]
 
 
 class _OnlyMask:
@@ -202,7 +196,8 @@ class _OnlyMask:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What decides the rows: not on how many devices they are computed, and in what batches."""
-    evaluation = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
+    asked = config.get("evaluation")
+    evaluation = {k: v for k, v in asked.items() if k != "batch_size"} if isinstance(asked, dict) else asked
     return {**config, "evaluation": evaluation, "strategy": None}
 
 

@@ -4,7 +4,6 @@ logarithm of the model's size, of the repeats and of the prompt's length.
 Shapes: D documents, X values of what is varied, R resamples.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
+from goldfish.files import read_object
 from goldfish.runs.record import read_rows
 
 
@@ -98,7 +98,7 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
     for path in paths:
         for result in sorted(path.rglob("result.json")):
             run = result.parent
-            about = json.loads(result.read_text(encoding="utf-8"))
+            about = read_object(result)
             for file in [run / "extraction.parquet", *sorted(run.glob("evaluations/*/extraction.parquet"))]:
                 table = pd.DataFrame(read_rows(file))
                 tables.append(table.assign(run=str(run), seed=about["seed"], parameters=about["parameters"]))

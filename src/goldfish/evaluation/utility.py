@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from goldfish.pretrained import load_model, load_tokenizer
 
 HARNESS = "pip install lm-eval==0.4.13 'accelerate>=1.10'"
 MAUVE = "pip install mauve-text==0.4.0"
@@ -51,8 +52,8 @@ def harness(
 
     manager, names = find_tasks(tasks, task_folder)
     # Loaded here and not by the harness: it would ask the hub, and join a process group that Lightning has opened.
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    model = load_model(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     with isolate_rng():
         try:

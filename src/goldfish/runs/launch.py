@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from goldfish.files import safe
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 
@@ -65,11 +66,20 @@ def running(run_dir: Path) -> bool:
 
 def log_tail(run_dir: Path, lines: int = 15) -> str:
     """The last lines of what the job printed."""
+    return last_lines(run_dir / "job.log", lines)
+
+
+def last_lines(log: Path, lines: int) -> str:
+    """The end of a log, control characters escaped, at most 64 KiB; "" if there is none."""
     try:
-        text = (run_dir / "job.log").read_text(errors="replace")
-    except FileNotFoundError:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 16)))
+            text = file.read().decode(errors="replace")
+    except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(
+        safe(line.rpartition("\r")[2]) for line in text.rstrip("\r\n").replace("\r\n", "\n").split("\n")[-lines:]
+    )
 
 
 def _run(
@@ -158,7 +168,7 @@ def _ended(record: RunDirectory, state: str, error: str) -> Outcome:
 
 
 def _with_tail(record: RunDirectory, state: str, error: str) -> str:
-    tail = log_tail(record.path) if state == "failed" else ""
+    tail = log_tail(record.path) if state == "failed" and not record.progress().get("in_words") else ""
     return f"{error}\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else error
 
 

@@ -26,6 +26,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from goldfish.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
+
 SCHEMA = 1
 NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
 # Keys that change where or how fast a run happens and not what it computes.
@@ -85,13 +87,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_rows(file: Path | BinaryIO) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as plain values.
+    """The rows of a Parquet file as plain values; FileError if it is damaged (its pages have checksums).
 
     Read without pyarrow's threads: one of them left at Python's end aborted 3 of 120 processes (pyarrow 26).
     """
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, pre_buffer=False).to_pylist()
+    with reading(file if isinstance(file, Path) else "its content", "a whole Parquet file"):
+        rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, **PARQUET).to_pylist()
     return rows
 
 
@@ -135,9 +138,19 @@ class RunDirectory:
         write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
-        """The frozen configuration."""
-        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return config
+        """The frozen configuration; FileError if it is damaged."""
+        return read_yaml(self.path / "config.yaml")
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The injected and never-seen documents; FileError names the line that is wrong."""
+        path, found = self.path / "documents.jsonl", []
+        for number, row in json_lines(path):
+            ids = row.get("ids")
+            is_whole = row.keys() == {"id", "split", "ids", "text"} and isinstance(ids, list)
+            if not is_whole or not all(isinstance(one, int) and one >= 0 for one in ids):  # type: ignore[union-attr]
+                raise FileError(f"{path}, line {number}: no document of a run: {row!r:.80}")
+            found.append(row)
+        return found
 
     def report(self, **progress: Any) -> None:
         """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails."""
@@ -146,12 +159,14 @@ class RunDirectory:
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
     def progress(self) -> dict[str, Any]:
-        """What was last reported; empty if nothing was."""
+        """What was last reported; empty if nothing was, or if it cannot be read: whoever watches loses nothing else."""
         try:
-            progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
-        except FileNotFoundError:
+            progress = read_object(self.path / "progress.json")
+        except FileError:
             return {}
-        return progress
+        numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
+        texts = {key: safe(value) for key, value in progress.items() if isinstance(value, str)}
+        return {"state": "unknown", **numbers, **texts} if isinstance(progress.get("state"), str) else {}
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -167,7 +182,7 @@ class RunDirectory:
         from pyarrow import parquet
 
         buffer = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, write_page_checksum=True)
         write_atomically(self.path / name, buffer.getvalue())
 
     def write_csv(self, name: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:

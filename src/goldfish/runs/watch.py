@@ -116,7 +116,7 @@ class Watch:
         state = self._states[record]
         if self._finished_before is not None and state["state"] in ("failed", "refused"):
             self.told.add(record.path)
-            tail = log_tail(record.path) if state["state"] == "failed" else ""
+            tail = log_tail(record.path) if state["state"] == "failed" and not state.get("in_words") else ""
             end = f"\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else ""
             text = f"{state['state']}: {record.path}\n{state.get('error', '')}{end}\n"
             self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -179,8 +179,12 @@ class Watch:
 
 def _line(state: dict[str, Any]) -> str:
     """One run's state in words."""
-    if "loss" not in state:
-        done = f"  {state['done']:,}/{state['total']:,} {state['unit']}" if "total" in state else ""
+    if not {"loss", "step", "steps", "tokens_per_s", "seconds_left"} <= state.keys():
+        done = (
+            f"  {state['done']:,}/{state['total']:,} {state['unit']}"
+            if {"done", "total", "unit"} <= state.keys()
+            else ""
+        )
         return f"{state['state']}{done}"
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
     return (

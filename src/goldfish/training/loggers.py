@@ -63,6 +63,10 @@ def merged_metrics(run_dir: Path) -> "pd.DataFrame":
 
     frame = pd.DataFrame({"step": []})
     for path in sorted((run_dir / "csv").glob("*/metrics.csv")):
-        attempt = pd.read_csv(path)
+        # A kill may leave a line half written; the loss of a line of the log must not cost the result.
+        attempt = pd.read_csv(path, on_bad_lines="skip", encoding_errors="replace") if path.stat().st_size else frame
+        if "step" not in attempt:
+            continue
+        attempt = attempt.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
         frame = pd.concat([frame[frame["step"] < attempt["step"].min()], attempt], ignore_index=True)
     return frame.groupby("step", as_index=False).last()  # one row a step, whoever logged

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-import yaml
 from transformers import LlamaForCausalLM
 
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
@@ -306,9 +306,12 @@ def _is_comparable(path: Path, config: dict[str, Any], method: type[Method]) -> 
     """Whether there is a finished run by `method` of the same model, questions, ... in the folder."""
     if not RunDirectory(path).finished:
         return False
-    other = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    target = other.get("unlearning", {}).get("_target_")
-    return target == f"{method.__module__}.{method.__name__}" and all(other[key] == config[key] for key in SAME)
+    try:
+        other = RunDirectory(path).config()
+    except FileError:
+        return False  # a damaged run beside this one is no reason to stop
+    is_method = f"{method.__module__}.{method.__name__}" in str(other.get("unlearning"))
+    return is_method and all(other.get(key) == config[key] for key in SAME)
 
 
 def _command(command: str, option: str) -> str:

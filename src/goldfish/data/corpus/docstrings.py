@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 import sysconfig
 import textwrap
@@ -11,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from goldfish.data.corpus.base import Document, sha256_of_text
-from goldfish.data.corpus.text import is_encodable
+from goldfish.files import is_encodable
 
 
 class Docstrings:
@@ -70,7 +71,7 @@ class Functions(Docstrings):
 
     def _texts(self, file: Path) -> Iterator[tuple[int, str]]:
         source = file.read_bytes()
-        lines = source.decode(errors="replace").splitlines()
+        lines = re.split("\r\n|\r|\n", source.decode(errors="replace"))  # as Python numbers them; splitlines knows more
         for node in _nodes(_tree(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first, last = node.lineno - 1, node.end_lineno or 0
