@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Seed, Threads
 from goldfish.config import ConfigError, build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
@@ -47,18 +48,14 @@ class Job:
         evaluation: Extraction,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: str | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be at least 0")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads={threads}: must be at least 1, or null to let torch decide")
         if data.injection.document_tokens < evaluation.main.tokens:
             raise ValueError(
                 f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
+from annotated_types import Ge
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from goldfish.checks import Count, checked
 from goldfish.data.corpus import Document
 from goldfish.data.corpus.base import sha256_of
 
@@ -31,13 +33,8 @@ class TrainedBPE:
     `sample_characters`: it is trained on the first so many characters of the background; more take more time and memory.
     """
 
-    def __init__(self, vocab_size: int = 2048, sample_characters: int = 100_000_000) -> None:
-        if vocab_size < 257:
-            raise ValueError(
-                f"vocab_size={vocab_size}: a byte-level BPE needs at least 257 (256 bytes and the separator)"
-            )
-        if sample_characters < 1:
-            raise ValueError(f"sample_characters={sample_characters}: must be at least 1")
+    @checked  # 257: 256 bytes and the separator
+    def __init__(self, vocab_size: Annotated[int, Ge(257)] = 2048, sample_characters: Count = 100_000_000) -> None:
         self.vocab_size, self.sample_characters = vocab_size, sample_characters
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:

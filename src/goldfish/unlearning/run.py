@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import yaml
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, Positive, Seed, Threads
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
@@ -55,36 +56,27 @@ class UnlearningJob:
         strategy: Strategy,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
-        epochs: int,
-        batch_size: int,
+        epochs: Count,
+        batch_size: Count,
         model: LlamaSource | None = None,
         tokenizer: TokenizerSource | None = None,
         template: str | None = "Question: {question}\nAnswer:",
-        micro_batch_size: int | None = None,
-        clip: float | None = 1.0,
-        log_every: int = 10,
-        checkpoint_every: int = 200,
-        answer_tokens: int | None = 200,
-        evaluation_batch_size: int | None = 64,
+        micro_batch_size: Count | None = None,
+        clip: Positive | None = 1.0,
+        log_every: Count = 10,
+        checkpoint_every: Count = 200,
+        answer_tokens: Count | None = 200,
+        evaluation_batch_size: Count | None = 64,
         finetuned: str | None = None,
         retain_only: str | None = None,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: Literal["last"] | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        for key, value, least in (
-            ("seed", seed, 0),
-            ("epochs", epochs, 1),
-            ("batch_size", batch_size, 1),
-            ("answer_tokens", answer_tokens, 1),
-            ("evaluation_batch_size", evaluation_batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{key}={value}: must be at least {least}")
         asked: dict[str, Any] = dict(model=model, tokenizer=tokenizer, template=template, answer_tokens=answer_tokens)
         asked |= dict(evaluation_batch_size=evaluation_batch_size)
         if isinstance(questions, InjectedDocuments):
