@@ -78,7 +78,7 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
         ("mask.h", 0, "mask.h=0: the hash reads h tokens of context"),
         ("mask.k", 2.5, "mask.k=2.5: must be a whole number, or null"),
         ("mask.context", "after", "mask.context='after': must be one of 'preceding', 'inclusive'"),
-        ("seed", True, "seed=True: must be a whole number"),
+        ("seed", True, "seed=True: must be at least 0 and at most 4294967295 (a whole number); type seed=0"),
         ("seed", -1, "seed=-1: must be at least 0"),
         ("threads", 0, "threads=0: must be at least 1"),
         ("mask", "hashed", "mask='hashed': must be one of hash_table, hashed, none, random, static; type mask="),

@@ -121,7 +121,7 @@ def allowed(hint: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, parts))
     if origin in (typing.Union, types.UnionType):
-        words = ["a list of such values" if part == list[parts[0]] else allowed(part) for part in parts]
+        words = ["a list of such values" if get_args(part) == parts[:1] else allowed(part) for part in parts]
         return ", or ".join(words)
     if origin is list:
         return f"a list, each value of it {allowed(parts[0])}"

@@ -1,12 +1,13 @@
 """From frozen configuration to checked objects: every component is built, and every problem told, before work starts."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -23,6 +24,17 @@ class ConfigError(ValueError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What turns out to be wrong with a configuration only once text and model are read is a ConfigError too."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def home() -> Path:

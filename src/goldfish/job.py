@@ -49,7 +49,12 @@ def main() -> int:
         record.report(state="interrupted", error=str(stopped))
         return 130
     except ConfigError as error:
+        if error.__cause__ is not None:
+            traceback.print_exc()  # into the log of a sweep's run
         record.report(state="refused", error=str(error))
+        return 1
+    except FloatingPointError as error:  # the loss diverged: that is no fault of the code
+        record.report(state="failed", error=str(error))
         return 1
     except Exception as error:
         traceback.print_exc()

@@ -54,7 +54,9 @@ class LlamaFromConfig:
                 f"numbers in pairs; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
             )
         if heads % (kv_heads or heads):
-            raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head")
+            raise ValueError(
+                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head"
+            )
         self.max_length: int | None = max_length
         self._dropout = dropout
         self._config: dict[str, Any] = dict(

@@ -121,5 +121,5 @@ def test_a_missing_unfinished_or_foreign_premature_model_is_told_with_the_comman
 def test_what_has_no_meaning_is_refused(premature):
     with pytest.raises(ValueError, match=r"weight=0: must be more than 0"):
         SelfContrastive(str(premature), weight=0)
-    with pytest.raises(ValueError, match=r"window=0: tokens, at least 1"):
+    with pytest.raises(ValueError, match=r"window=0: must be at least 1"):
         SelfContrastive(str(premature), window=0)

@@ -22,7 +22,7 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         print(f"{program}: error: {_reason(error)}", file=sys.stderr)
         sys.exit(1)
 

@@ -23,6 +23,7 @@ from goldfish.masks import Mask
 
 MOST_COUNTED = 65_536  # rows
 BUDGET_TURNS = 4
+Tokens = Annotated[int, Ge(1), Le(10**15)]  # the plan's shuffle is exact up to 2^53 rows
 
 
 class InjectedData(pl.LightningDataModule):
@@ -45,8 +46,8 @@ class InjectedData(pl.LightningDataModule):
         injection: Injection,
         sequence_length: Annotated[int, Ge(2), Le(1 << 20)] = 192,
         batch_size: Count = 2,
-        tokens: Count | None = 270_000,
-        max_supervised_tokens: Count | None = None,
+        tokens: Tokens | None = 270_000,
+        max_supervised_tokens: Tokens | None = None,
         normalize: list[Form] | None = None,
         deduplicate: Literal["exact", "near"] | None = None,
         validation_share: InnerShare = 0.05,

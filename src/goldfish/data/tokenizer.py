@@ -1,11 +1,12 @@
 """Text to token ids: a BPE trained on the background text, or any Hugging Face tokenizer by path."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -16,11 +17,18 @@ from goldfish.data.corpus.base import sha256_of
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
 
+VocabularySize = Annotated[int, Ge(257), Le(1 << 24)]  # 257: 256 bytes and the separator
 Tag = TypeVar("Tag")
 
 
 class TokenizerSource(Protocol):
-    """Makes the tokenizer; `fingerprint` changes whenever its ids would (given the same texts)."""
+    """Makes the tokenizer; `fingerprint` changes whenever its ids would (given the same texts).
+
+    `vocab_size`: its number of tokens, known without any text; of one that is trained the most it can have.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase: ...
 
@@ -33,9 +41,10 @@ class TrainedBPE:
     `sample_characters`: it is trained on the first so many characters of the background; more take more time and memory.
     """
 
-    @checked  # 257: 256 bytes and the separator
-    def __init__(self, vocab_size: Annotated[int, Ge(257)] = 2048, sample_characters: Count = 100_000_000) -> None:
-        self.vocab_size, self.sample_characters = vocab_size, sample_characters
+    @checked
+    def __init__(self, vocab_size: VocabularySize = 2048, sample_characters: Count = 100_000_000) -> None:
+        self.vocab_size: int = vocab_size
+        self.sample_characters = sample_characters
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Train on the first `sample_characters` of `texts`; the result depends on them and on `vocab_size` only."""
@@ -62,9 +71,21 @@ class Pretrained:
         if not self.path.is_dir():
             raise ValueError(f"path={path!r}: no such folder; give a folder that holds a Hugging Face tokenizer")
 
+    @cached_property
+    def vocab_size(self) -> int:
+        """Of the loaded tokenizer."""
+        return len(self.build([]))
+
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Load it; `texts` are not read."""
-        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"path={str(self.path)!r}: holds no tokenizer that can be read ({reason}); give a folder that "
+                "tokenizer.save_pretrained wrote"
+            ) from error
         if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
             raise ValueError(
                 f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with"

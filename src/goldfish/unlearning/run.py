@@ -16,6 +16,7 @@ from goldfish.checks import Count, Positive, Seed, Threads
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.feasible import memory_problem, shape_of
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
@@ -94,6 +95,7 @@ class UnlearningJob:
                 raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
             if find_spec("rouge_score") is None:
                 raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+            self.shape = shape_of(cast(LlamaSource, model), cast(TokenizerSource, tokenizer))
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
         self.trainer = TrainerSettings(
@@ -107,6 +109,13 @@ class UnlearningJob:
         self.evaluation_batch_size = cast(int, evaluation_batch_size)
         self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
 
+    def refuse(self) -> str | None:
+        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        fits = isinstance(self.questions, InjectedDocuments)  # that model was trained already
+        return self.strategy.refuse() or (
+            None if fits else memory_problem(self.shape, self.optimizer, self.strategy, 1, 1)
+        )
+
 
 def run(
     config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
@@ -115,7 +124,7 @@ def run(
     started = time.perf_counter()
     record = RunDirectory(run_dir)
     job = build(UnlearningJob, config)
-    if (reason := job.strategy.refuse()) is not None:
+    if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     if isinstance(job.questions, InjectedDocuments):
         found = _of_documents(job, job.questions, record, command, stop_requested)
