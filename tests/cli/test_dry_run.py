@@ -23,7 +23,7 @@ def test_the_command_tells_and_leaves_nothing(command, tmp_path):
 
 
 def test_a_mistake_is_told_as_by_a_run(composed):
-    with pytest.raises(ConfigError, match="mask.k=1: one token in k is dropped"):
+    with pytest.raises(ConfigError, match=r"mask\.k=1: one token in k is dropped"):
         of_run(composed("mask.k=1"))
 
 

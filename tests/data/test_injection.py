@@ -193,7 +193,10 @@ def scalar_permute(index, size, seed):
         (dict(repeats=[1, 2, 3], documents=2), "3 buckets; allowed are 1 to documents=2"),
         (dict(span=0.0), "span=0.0"),
         (dict(edit_rate=2.0), "edit_rate=2.0"),
-        (dict(edit_kinds=["swap"]), r"edit_kinds=\['swap'\]: must be a list, each value of it one of 'replace', 'insert'"),
+        (
+            dict(edit_kinds=["swap"]),
+            r"edit_kinds=\['swap'\]: must be a list, each value of it one of 'replace', 'insert'",
+        ),
         (dict(placement="middle"), "placement='middle': must be one of 'uniform', 'early'"),
         (dict(path="nowhere.jsonl"), "path='nowhere.jsonl': no such file"),
     ],

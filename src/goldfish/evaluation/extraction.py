@@ -104,7 +104,9 @@ class Extraction:
         self.seed, self.membership, self.percents, self.reference = seed, membership, percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
         if reference is not None and not (Path(reference) / "config.json").is_file():
-            raise ValueError(f"reference={reference!r}: no Hugging Face model there (no config.json)")
+            raise ValueError(
+                f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+            )
 
     @property
     def main(self) -> Setting:

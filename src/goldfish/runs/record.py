@@ -64,7 +64,7 @@ def run_dir_of(config: dict[str, Any]) -> Path:
     name = label(config)
     if "/" in name or len(name.encode()) > 200:
         raise RunDirectoryError(
-            f"name={name[:60]!r}: must be the name of a folder, without / and of at most 200 bytes; type name=NAME, or run_dir=FOLDER"
+            f"{'name' if config['name'] else 'arm'}={name[:60]!r}: must be the name of a folder, without / and of at most 200 bytes; type name=NAME, or run_dir=FOLDER"
         )
     return Path(config["log_dir"], config["study"]) / f"{name}-{identity(config)}"
 

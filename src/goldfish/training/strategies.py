@@ -55,7 +55,9 @@ class Strategy:
         if accelerator == "cpu" and devices == "auto":
             raise ValueError("devices='auto': counts GPUs; on a CPU say how many processes, for example devices=2")
         if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
-            raise ValueError(f"devices={devices}, num_nodes={num_nodes}: several need strategy=ddp, fsdp2 or another")
+            raise ValueError(
+                f"devices={devices}, num_nodes={num_nodes}: must be 1 of each here; for several type strategy=ddp, ddp_cpu or fsdp2"
+            )
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision = strategy, precision
         self.activation_checkpointing, self.compile = activation_checkpointing, compile

@@ -61,10 +61,21 @@ class TrainerSettings:
             "log_every_n_steps",
             "deterministic",
         }
+        # What trains on other batches than the plan says, or does not validate.
+        ours |= {
+            "fast_dev_run",
+            "overfit_batches",
+            "limit_train_batches",
+            "limit_val_batches",
+            "min_steps",
+            "min_epochs",
+        }
+        ours |= {"barebones", "use_distributed_sampler"}
         for name in options or {}:
             if name not in known - ours:
                 raise ValueError(
-                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself"
+                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself; leave it out. "
+                    f"Allowed here: {', '.join(sorted(known - ours))}"
                 )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
@@ -103,7 +114,14 @@ class TrainerSettings:
         checkpoints = AsyncCheckpointIO(WholeCheckpoints()) if self.async_checkpoints else WholeCheckpoints()
         if self.early_stopping is not None:
             callbacks = [*callbacks, EarlyStopping("val/loss", patience=self.early_stopping)]
-        trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        try:
+            trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        except Exception as error:  # Lightning raises many kinds for options that it does not like
+            if not self.options:
+                raise
+            raise ValueError(
+                f"trainer.options={self.options}: lightning.pytorch.Trainer refuses them ({error}); type others, or null"
+            ) from error
         # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
         # StopOnSignal) waits for the end of the step.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
