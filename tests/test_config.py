@@ -65,7 +65,7 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
     mixture = build(Job, composed("data/corpus=mixture")).data.corpus
     assert isinstance(mixture, Mixture) and isinstance(mixture.sources["factbook"], Factbook)
     config = composed("data/corpus=mixture", "data.corpus.sources.factbook.min_characters=0")
-    with pytest.raises(ConfigError, match=r"data\.corpus\.sources\.factbook: min_characters=0: must be at least 1"):
+    with pytest.raises(ConfigError, match=r"data\.corpus\.sources\.factbook\.min_characters=0: must be at least 1"):
         build(Job, config)
 
 
@@ -75,24 +75,24 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
         ("mask.kk", 3, "mask.kk: unknown key; did you mean k?"),
         ("sead", 3, "sead: unknown key; did you mean seed?"),
         ("data.corpus.zzz", 1, "data.corpus.zzz: unknown key; Allowed here: min_characters"),
-        ("mask.h", 0, "mask: h=0: the hash reads h tokens of context"),
-        ("mask.k", 2.5, "mask.k=2.5: wanted a whole number or null"),
-        ("mask.context", "after", "mask.context='after': wanted one of 'preceding', 'inclusive'"),
-        ("seed", True, "seed=True: wanted a whole number"),
+        ("mask.h", 0, "mask.h=0: the hash reads h tokens of context"),
+        ("mask.k", 2.5, "mask.k=2.5: must be a whole number, or null"),
+        ("mask.context", "after", "mask.context='after': must be one of 'preceding', 'inclusive'"),
+        ("seed", True, "seed=True: must be at least 0 and at most 4294967295 (a whole number); type seed=0"),
         ("seed", -1, "seed=-1: must be at least 0"),
         ("threads", 0, "threads=0: must be at least 1"),
-        ("mask", "hashed", "mask='hashed': wanted one of the files of conf/mask/"),
-        ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles", "path": "nowhere"}, "data.corpus: path='nowhere': no such file"),
+        ("mask", "hashed", "mask='hashed': must be one of hash_table, hashed, none, random, static; type mask="),
+        ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles", "path": "nowhere"}, "data.corpus.path='nowhere': no such file"),
         ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles", "path": "???"}, "data.corpus.path: no value yet; type data.corpus.path=..."),
         ("data.corpus", {"_target_": "goldfish.data.corpus.TextFiles"}, "data.corpus.path: missing; TextFiles needs it"),
         ("data.injection.document_tokens", 100, "data.injection.document_tokens=100: documents are shorter than evaluation.prefix_tokens=64"),
         ("data.injection.repeats", 10_000, "exposures do not fit"),
         ("model.max_length", 128, "data.sequence_length=192: the model reads at most 128 tokens"),
         ("mask.h", 192, "h=192: rows of T=192 tokens hold no window of h tokens"),
-        ("model.heads", 3, "model: hidden_size=128: must be a multiple of heads=3"),
-        ("trainer.options", {"logger": False}, "trainer: options.logger: not an option of lightning.pytorch.Trainer"),
-        ("trainer.clip", -1.0, "trainer: clip=-1.0: must be more than 0, or null"),
-        ("strategy.precision", "16", "strategy.precision='16': wanted one of '32-true'"),
+        ("model.heads", 3, "model.hidden_size=128: must be a multiple of 2 x heads=3"),
+        ("trainer.options", {"logger": False}, "trainer.options.logger: not an option of lightning.pytorch.Trainer"),
+        ("trainer.clip", -1.0, "trainer.clip=-1.0: must be more than 0 (a number), or null; type trainer.clip=1.0"),
+        ("strategy.precision", "16", "strategy.precision='16': must be one of '32-true'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_path_and_what_is_allowed(composed, key, value, words):

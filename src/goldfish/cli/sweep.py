@@ -13,7 +13,7 @@ from typing import Any
 
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
-from goldfish.runs.record import RunDirectory, identity, run_dir_of
+from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.terminal import Console
 
@@ -130,15 +130,12 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
     problems: dict[str, list[str]] = {}
     taken: dict[Path, str] = {}
     for job, config in zip(jobs, configs, strict=True):
-        if taken.setdefault(run_dir_of(config), identity(config)) != identity(config):
-            where = problems.setdefault(
-                f"run_dir={config['run_dir']}: two runs cannot share a folder; type run_dir=null", []
-            )
-            where.append(shlex.join(job))
         try:
             build(parts or Job, config)
-        except ConfigError as error:
-            for problem in error.problems:
+            if taken.setdefault(run_dir_of(config), identity(config)) != identity(config):
+                raise ConfigError([f"run_dir={config['run_dir']}: two runs cannot share a folder; type run_dir=null"])
+        except (ConfigError, RunDirectoryError) as error:
+            for problem in getattr(error, "problems", [str(error)]):
                 problems.setdefault(problem, []).append(shlex.join(job))
     if problems:
         raise ConfigError(

@@ -97,6 +97,23 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
         return Outcome(run_dir, "failed", str(error))
 
 
+def folder_of(config: dict[str, Any]) -> Path:
+    """The run's folder; ConfigError with all that is wrong with a configuration of which not even that can be told."""
+    try:
+        return run_dir_of(config)
+    except RunDirectoryError:
+        raise
+    except Exception:  # such as a group that is no mapping: then seconds of imports do not matter
+        from goldfish.config import build
+
+        if "unlearning" in config:
+            from goldfish.unlearning.run import UnlearningJob as Parts
+        else:
+            from goldfish.run import Job as Parts  # type: ignore[assignment]
+        build(Parts, config)
+        raise
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values, interpolations resolved, without Hydra's own part."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -106,7 +123,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def _single(config: dict[str, Any], command: str) -> int:
     console = Console()
-    run_dir = run_dir_of(config)
+    run_dir = folder_of(config)
     record = RunDirectory(run_dir)
     if record.checkpoint.exists() and config["ckpt"] == "last" and not record.finished:
         console.print(f"continuing the unfinished run in {run_dir}", highlight=False)

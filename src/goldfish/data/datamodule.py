@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
+from goldfish.checks import Count, InnerShare, Seed, checked
 from goldfish.data.corpus import Corpus, Deduplicated, Normalized
 from goldfish.data.corpus.cleaning import Form
 from goldfish.data.edits import Edit, Edits
@@ -21,6 +23,7 @@ from goldfish.masks import Mask
 
 MOST_COUNTED = 65_536  # rows
 BUDGET_TURNS = 4
+Tokens = Annotated[int, Ge(1), Le(10**15)]  # the plan's shuffle is exact up to 2^53 rows
 
 
 class InjectedData(pl.LightningDataModule):
@@ -35,35 +38,30 @@ class InjectedData(pl.LightningDataModule):
     `validation_tokens` tokens are read. `workers`: loader processes a device. `seed`: the order of the rows.
     """
 
+    @checked
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: TokenizerSource,
         injection: Injection,
-        sequence_length: int = 192,
-        batch_size: int = 2,
-        tokens: int | None = 270_000,
-        max_supervised_tokens: int | None = None,
+        sequence_length: Annotated[int, Ge(2), Le(1 << 20)] = 192,
+        batch_size: Count = 2,
+        tokens: Tokens | None = 270_000,
+        max_supervised_tokens: Tokens | None = None,
         normalize: list[Form] | None = None,
         deduplicate: Literal["exact", "near"] | None = None,
-        validation_share: float = 0.05,
-        validation_tokens: int = 32_768,
-        workers: int = 0,
-        seed: int = 0,
+        validation_share: InnerShare = 0.05,
+        validation_tokens: Count = 32_768,
+        workers: Annotated[int, Ge(0), Le(256)] = 0,
+        seed: Seed = 0,
         cache_dir: str = "logs/.cache",
     ) -> None:
         super().__init__()
-        for name, value, least in [
-            ("sequence_length", sequence_length, 2),
-            ("batch_size", batch_size, 1),
-            ("validation_tokens", validation_tokens, sequence_length),
-            ("workers", workers, 0),
-            ("seed", seed, 0),
-        ]:
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share={validation_share}: a share, more than 0 and less than 1")
+        if validation_tokens < sequence_length:
+            raise ValueError(
+                f"validation_tokens={validation_tokens}: must be at least one row, sequence_length={sequence_length}; "
+                f"type data.validation_tokens={sequence_length}"
+            )
         if (tokens is None) == (max_supervised_tokens is None):
             raise ValueError(
                 f"tokens={tokens}, max_supervised_tokens={max_supervised_tokens}: give one of them and null for the other"

@@ -75,7 +75,10 @@ def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
             yield training.__getitems__(range(low, min(low + PART, len(training))))["ids"].numpy()
 
     source = f"{type(data.corpus).__name__} with injections, {len(training)} rows of {data.sequence_length} tokens"
-    return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
+    try:
+        return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
+    except ValueError as error:
+        raise ValueError(f"evaluation.decoding=memfree: {error}") from error
 
 
 def parts(documents: Sequence[InjectedDocument], extraction: Extraction) -> list[Part]:

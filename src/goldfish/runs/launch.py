@@ -20,6 +20,7 @@ from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 
 ENDED = ("finished", "failed", "refused", "interrupted")
 LOCK = ".lock"
+MOST_THREADS = 1024  # as goldfish.checks.Threads
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,15 @@ def _run(
     run_dir = record.path
     record.report(state="waiting")  # not what an earlier attempt said last
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    if config["threads"]:
-        environment["OMP_NUM_THREADS"] = str(config["threads"])
-        environment["RAYON_NUM_THREADS"] = str(config["threads"])
+    threads, strategy = config["threads"], config["strategy"]  # not checked yet: the job does that
+    if isinstance(threads, int) and 1 <= threads <= MOST_THREADS:
+        environment["OMP_NUM_THREADS"] = environment["RAYON_NUM_THREADS"] = str(threads)
+    strategy = strategy if isinstance(strategy, dict) else {}
     if environment.get("SLURM_NTASKS") == "1":
         del environment["SLURM_NTASKS"]  # else Lightning takes this one process for all of its ranks, and waits
-    gpus = visible_gpus() if config["strategy"].get("accelerator") != "cpu" else []
+    gpus = visible_gpus() if strategy.get("accelerator") != "cpu" else []
     try:
-        wanted = wanted_gpus(config["strategy"], len(gpus))
+        wanted = wanted_gpus(strategy, len(gpus))
     except ValueError as error:
         return _ended(record, "refused", str(error))
     if wanted:

@@ -63,8 +63,12 @@ def run_dir_of(config: dict[str, Any]) -> Path:
     """The run's folder: `run_dir`, or log_dir/study/label-identity."""
     if config["run_dir"]:
         return Path(config["run_dir"])
-    study = Path(config["log_dir"], config["study"])
-    return study / f"{label(config)}-{identity(config)}"
+    name = label(config)
+    if "/" in name or len(name.encode()) > 200:
+        raise RunDirectoryError(
+            f"{'name' if config['name'] else 'arm'}={name[:60]!r}: must be the name of a folder, without / and of at most 200 bytes; type name=NAME, or run_dir=FOLDER"
+        )
+    return Path(config["log_dir"], config["study"]) / f"{name}-{identity(config)}"
 
 
 def is_first_process() -> bool:

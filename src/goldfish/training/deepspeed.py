@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, checked
 from goldfish.training.checkpoints import whole_folder
 from goldfish.training.strategies import Precision, StepsOutside, Strategy
 
@@ -31,18 +32,17 @@ class DeepSpeed(Strategy):
     wraps = True
     holds_gradients = True
 
+    @checked
     def __init__(
         self,
         accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
-        devices: int | Literal["auto"] = "auto",
-        num_nodes: int = 1,
+        devices: Count | Literal["auto"] = "auto",
+        num_nodes: Count = 1,
         precision: Precision = "32-true",
         activation_checkpointing: bool = False,
         compile: bool = False,
         stage: Literal[1, 2, 3] = 2,
     ) -> None:
-        if stage not in (1, 2, 3):
-            raise ValueError(f"stage={stage}: must be 1, 2 or 3")
         super().__init__(accelerator, devices, num_nodes, "ddp", precision, activation_checkpointing, compile)
         self.stage = stage
 

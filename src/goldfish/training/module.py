@@ -3,6 +3,7 @@
 Shapes: B rows of the step on this device, T tokens of a row.
 """
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -29,6 +30,15 @@ class OptimizerSource(Protocol):
     takes_shards: bool
 
     def __call__(self, model: torch.nn.Module) -> torch.optim.Optimizer: ...
+
+
+def refuse_divergence(name: str, loss: float, step: int, learning_rate: float) -> None:
+    """FloatingPointError if the loss is no number any more: all that follows would be none either."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{name}={loss} after step {step}: training diverged (learning rate {learning_rate:g}); type a lower optimizer.lr, a "
+            "smaller clip, or a longer schedule.warmup"
+        )
 
 
 ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
@@ -180,6 +190,7 @@ class GoldfishModule(pl.LightningModule):
     def _log_training(self, sums: Tensor, count: Tensor, tokens: int) -> None:
         objective, weight, kept, kept_count, dropped, dropped_count = sums.tolist()
         now, step = time.perf_counter(), self.global_step
+        refuse_divergence("train/loss", objective + kept + dropped, step, self._learning_rate())
         metrics = {
             "train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count),
             "train/lr": self._learning_rate(),
@@ -214,6 +225,7 @@ class GoldfishModule(pl.LightningModule):
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
         self.val_loss, self._validated = loss / count, self.global_step
+        refuse_divergence("val/loss", self.val_loss, self.global_step, self._learning_rate())
         self.log_now({"val/loss": self.val_loss})
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
 

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from goldfish.checks import Seed, checked
 from goldfish.data.corpus import Factbook
 from goldfish.unlearning.questions import Question, Questions
 
@@ -148,7 +149,8 @@ class FictitiousAuthors:
     weights knows neither, so finetuning teaches both, and unlearning sees neither again. All is a function of `seed`.
     """
 
-    def __init__(self, authors: int = 20, forget_authors: int = 2, capitals: int = 24, seed: int = 0) -> None:
+    @checked
+    def __init__(self, authors: int = 20, forget_authors: int = 2, capitals: int = 24, seed: Seed = 0) -> None:
         largest = len(_FIRST) * len(_LAST)
         if not 2 <= authors <= largest:
             raise ValueError(f"authors={authors}: from 2 to {largest} can be made")
@@ -158,8 +160,6 @@ class FictitiousAuthors:
             )
         if not WRONG < capitals <= 150:
             raise ValueError(f"capitals={capitals}: from {WRONG + 1} (one right, {WRONG} wrong) to 150")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be at least 0")
         self.authors, self.forget_authors, self.capitals, self.seed = authors, forget_authors, capitals, seed
 
     def __call__(self) -> Questions:

@@ -11,9 +11,11 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, Positive, Seed, Threads
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.feasible import memory_problem, shape_of
 from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
@@ -55,36 +57,27 @@ class UnlearningJob:
         strategy: Strategy,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
-        epochs: int,
-        batch_size: int,
+        epochs: Count,
+        batch_size: Count,
         model: LlamaSource | None = None,
         tokenizer: TokenizerSource | None = None,
         template: str | None = "Question: {question}\nAnswer:",
-        micro_batch_size: int | None = None,
-        clip: float | None = 1.0,
-        log_every: int = 10,
-        checkpoint_every: int = 200,
-        answer_tokens: int | None = 200,
-        evaluation_batch_size: int | None = 64,
+        micro_batch_size: Count | None = None,
+        clip: Positive | None = 1.0,
+        log_every: Count = 10,
+        checkpoint_every: Count = 200,
+        answer_tokens: Count | None = 200,
+        evaluation_batch_size: Count | None = 64,
         finetuned: str | None = None,
         retain_only: str | None = None,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: Literal["last"] | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        for key, value, least in (
-            ("seed", seed, 0),
-            ("epochs", epochs, 1),
-            ("batch_size", batch_size, 1),
-            ("answer_tokens", answer_tokens, 1),
-            ("evaluation_batch_size", evaluation_batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{key}={value}: must be at least {least}")
         asked: dict[str, Any] = dict(model=model, tokenizer=tokenizer, template=template, answer_tokens=answer_tokens)
         asked |= dict(evaluation_batch_size=evaluation_batch_size)
         if isinstance(questions, InjectedDocuments):
@@ -102,6 +95,7 @@ class UnlearningJob:
                 raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
             if find_spec("rouge_score") is None:
                 raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+            self.shape = shape_of(cast(LlamaSource, model), cast(TokenizerSource, tokenizer))
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
         self.trainer = TrainerSettings(
@@ -115,6 +109,13 @@ class UnlearningJob:
         self.evaluation_batch_size = cast(int, evaluation_batch_size)
         self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
 
+    def refuse(self) -> str | None:
+        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        fits = isinstance(self.questions, InjectedDocuments)  # that model was trained already
+        return self.strategy.refuse() or (
+            None if fits else memory_problem(self.shape, self.optimizer, self.strategy, 1, 1)
+        )
+
 
 def run(
     config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
@@ -123,7 +124,7 @@ def run(
     started = time.perf_counter()
     record = RunDirectory(run_dir)
     job = build(UnlearningJob, config)
-    if (reason := job.strategy.refuse()) is not None:
+    if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     if isinstance(job.questions, InjectedDocuments):
         found = _of_documents(job, job.questions, record, command, stop_requested)

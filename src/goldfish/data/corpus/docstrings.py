@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from goldfish.checks import Count, checked
 from goldfish.data.corpus.base import Document, sha256_of_text
 from goldfish.files import is_encodable
 
@@ -25,9 +26,8 @@ class Docstrings:
 
     _kind = "docstrings"
 
-    def __init__(self, packages: list[str] | None = None, min_characters: int = 200) -> None:
-        if min_characters < 1:
-            raise ValueError(f"min_characters={min_characters}: must be at least 1")
+    @checked
+    def __init__(self, packages: list[str] | None = None, min_characters: Count = 200) -> None:
         self.min_characters = min_characters
         self._root = Path(sysconfig.get_paths()["purelib"])
         files = ((file.relative_to(self._root), file) for file in self._root.rglob("*.py"))
