@@ -181,12 +181,13 @@ def _line(state: dict[str, Any]) -> str:
     """One run's state in words."""
     if "loss" not in state:
         done = f"  {state['done']:,}/{state['total']:,} {state['unit']}" if "total" in state else ""
-        return f"{state['state']}{done}"
+        return f"{state['state']}{done}" + (f"  {_pace(state)}" if "seconds_left" in state else "")
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
-    return (
-        f"{state['step']}/{state['steps']}  loss {loss}  {state['tokens_per_s']:,.0f} tokens/s  "
-        f"{_duration(state['seconds_left'])} left"
-    )
+    return f"{state['step']}/{state['steps']}  loss {loss}  {_pace(state)}"
+
+
+def _pace(state: dict[str, Any]) -> str:
+    return f"{state['tokens_per_s']:,.0f} tokens/s  {_duration(state['seconds_left'])} left"
 
 
 def _duration(seconds: float) -> str:
