@@ -90,7 +90,7 @@ def forced(
     return found._replace(scheme_NS=found.logprob_NS) if warp is None else found
 
 
-def _statistics(logits_MV: Tensor, true_M: Tensor, warp: LogitsProcessorList | None) -> tuple[Tensor, ...]:
+def _statistics(logits_MV: Tensor, true_M: Tensor, warp: LogitsProcessorList | None = None) -> tuple[Tensor, ...]:
     """The fields of Forced, without the last where there is nothing to warp."""
     logits_MV = logits_MV.float()
     scheme_M = () if warp is None else (log_p_of(true_M, warp(cast(Any, None), logits_MV)),)
