@@ -138,9 +138,14 @@ def _print(summary: dict[str, Any], console: Console) -> None:
         console.print(
             f"left out, too short for a setting: {short} documents (summary.json: too_short)", highlight=False
         )
-    if summary["membership"]:
+    if "membership_tokens" in summary:
         aucs = ", ".join(f"{name} {found['auc']:.2f}" for name, found in summary["membership"].items())
-        console.print(f"membership inference{_on_tokens(summary)}, AUC: {aucs}", highlight=False)
+        found = (
+            f"AUC: {aucs}"
+            if aucs
+            else "scores in membership.parquet (an AUC needs a run's trained and never-seen documents)"
+        )
+        console.print(f"membership inference on {_tokens(summary['membership_tokens'])}, {found}", highlight=False)
     if "perplexity" in summary:
         console.print(
             "perplexity {perplexity:.2f}, loss {loss:.3f} nats a token".format(**summary["perplexity"]), highlight=False
@@ -150,12 +155,11 @@ def _print(summary: dict[str, Any], console: Console) -> None:
         console.print(f"{task}: {line}", highlight=False)
 
 
-def _on_tokens(summary: dict[str, Any]) -> str:
+def _tokens(of_membership: dict[str, Any]) -> str:
     """On how many tokens of each document membership was scored, and by which setting."""
-    tokens = summary["membership_tokens"]
-    fewest, most = tokens["fewest"], tokens["most"]
+    fewest, most = of_membership["fewest"], of_membership["most"]
     some = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f" on {some} tokens of each document (evaluation.membership_tokens={tokens['asked_for']})"
+    return f"{some} tokens of each document (evaluation.membership_tokens={of_membership['asked_for']})"
 
 
 if __name__ == "__main__":
