@@ -17,8 +17,9 @@ from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
 from goldfish.data.packing import Prepared
 from goldfish.decoding import NgramFilter
-from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
+from goldfish.evaluation.engine import Subject, finish, ngrams_of, parts_of, work
 from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.progress import TokenProgress
 from goldfish.evaluation.summary import flat
 from goldfish.feasible import memory_problem, shape_of
 from goldfish.files import FileError
@@ -214,7 +215,7 @@ def measure(
     ngrams: NgramFilter | None,
     record: RunDirectory,
     command: str,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Extract documents from a trained model, write all of a run but what happened in training and its result.
 
     `seen`: exposures of each injected document, by its id. Returns the means of the main setting, by metric.
@@ -223,8 +224,8 @@ def measure(
     documents = prepared.documents
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
     subject = Subject(model, prepared.tokenizer, documents, seen, mask, [prepared.background, *trained_on], ngrams)
-    tell = lambda done, total: record.report(state="extracting", done=done, total=total, unit="documents")  # noqa: E731
-    rows, members = work(subject, extraction, tell=tell)
+    progress = TokenProgress(record.report, sum(part.tokens for part in parts_of(subject, extraction)))
+    rows, members = work(subject, extraction, progress=progress)
     record.report(state="writing")
     model.save_pretrained(record.path / "model")
     prepared.tokenizer.save_pretrained(record.path / "model")

@@ -539,6 +539,29 @@ def test_a_sweep_is_drawn_over_each_value_at_the_first_of_the_others(tmp_path: P
     assert figure.legends[0].texts[0].get_text() == "gpt"
 
 
+def test_prompts_without_the_separator_are_an_axis_and_older_summaries_all_had_it(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "old", [setting(0.4)], model_folder="models/old")
+    make_evaluation(tmp_path / "e", [setting(0.9), setting(0.3, bos="none")], model_folder="models/gpt")
+    tables = tabulate([], evaluations([tmp_path]))
+    rows = tables.extraction.query("split == 'injected'")[["source", "bos", "exact_match"]]
+    assert sorted(rows.values.tolist()) == [["gpt", "document", 0.9], ["gpt", "none", 0.3], ["old", "document", 0.4]]
+    figure = measures.extraction_sweeps(tables.extraction)
+    assert figure is not None and [axes.get_xlabel() for axes in figure.axes] == ["separator before the prompt"] * 2
+    assert main([str(tmp_path)]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert re.search(r"<th[^>]*>(<button[^>]*>)?bos", html)
+
+
+def test_a_null_of_a_suffix_that_is_never_drawn_is_read(tmp_path: Path) -> None:
+    never = setting(decoding="sample")
+    never["injected"]["metrics"] |= {"log_p_z": interval(None), "p_z_is_zero": interval(1.0, 0.5, 1.0)}  # type: ignore[arg-type]
+    run = measured(make_run(tmp_path), settings=[never])
+    result = json.loads((run / "result.json").read_text())
+    result["metrics"]["log_p_z"] = None
+    (run / "result.json").write_text(json.dumps(result))
+    assert main([str(tmp_path)]) == 0
+
+
 def test_every_way_to_decode_has_rows_also_one_that_the_report_does_not_know(tmp_path: Path) -> None:
     ways = ["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam", "mine"]
     make_evaluation(tmp_path / "e", [setting(decoding=way) for way in ways], model_folder="models/gpt")

@@ -206,6 +206,8 @@ def _name(evaluation: Extraction) -> str:
     """A folder for the settings: their numbers if there is one setting, and a hash of all of them if there are several."""
     main = evaluation.main
     name = f"prefix{main.prefix_tokens}_suffix{main.suffix_tokens}"
-    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy"):
+    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy", "document"):
         return name
-    return f"{name}-{hashlib.sha256(repr(evaluation.settings).encode()).hexdigest()[:8]}"
+    # Settings with the separator keep the name that they had before there were others.
+    settings = repr(evaluation.settings).replace(", bos='document'", "")
+    return f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"

@@ -91,7 +91,8 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
     """A row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
 
     Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures), `bucket` (its middle), `offset`, `prefix_tokens`,
-    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on and edited prompts are left out.
+    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the separator are left
+    out.
     ValueError if there is no finished run.
     """
     tables = []
@@ -101,6 +102,7 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
             about = read_object(result)
             for file in [run / "extraction.parquet", *sorted(run.glob("evaluations/*/extraction.parquet"))]:
                 table = pd.DataFrame(read_rows(file))
+                table = table[table["bos"] == "document"] if "bos" in table else table  # older files have no others
                 tables.append(table.assign(run=str(run), seed=about["seed"], parameters=about["parameters"]))
     if not tables:
         raise ValueError(

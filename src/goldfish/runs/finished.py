@@ -39,8 +39,9 @@ _DOCUMENT: dict[str, tuple[type, ...]] = {
 _SETTING: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("prefix_tokens", "suffix_tokens", "offset"), (int,)),
     "edit_rate": (int, float),
-    "decoding": (str,),
+    **dict.fromkeys(("decoding", "bos"), (str,)),
 }
+_NEWER = {"bos": "document"}  # of a setting that was evaluated before there was the key
 _SUMMARY: dict[str, tuple[type, ...]] = {"settings": (list,), "membership": (dict,)}
 _SPLIT: dict[str, tuple[type, ...]] = {
     "documents": (int,),
@@ -53,7 +54,7 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
 }
 
 
-SETTING = tuple(_SETTING)  # the five values of a way to extract
+SETTING = tuple(_SETTING)  # the values of a way to extract
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,16 @@ def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
 def _summary(folder: Path, load: Callable[..., Any], problems: list[str]) -> dict[str, Any]:
     if not (folder / "summary.json").exists():
         return {}
-    summary: dict[str, Any] = load("summary.json", parse_json, _SUMMARY)
+    summary: dict[str, Any] = load("summary.json", _read_summary, _SUMMARY)
     problems.extend(_in_settings(folder / "summary.json", summary))
+    return summary
+
+
+def _read_summary(text: str, where: str) -> Any:
+    summary = parse_json(text, where)
+    settings = summary.get("settings") if isinstance(summary, dict) else None
+    if isinstance(settings, list):
+        summary["settings"] = [_NEWER | setting if isinstance(setting, dict) else setting for setting in settings]
     return summary
 
 

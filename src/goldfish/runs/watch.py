@@ -180,17 +180,17 @@ class Watch:
 def _line(state: dict[str, Any]) -> str:
     """One run's state in words."""
     if not {"loss", "step", "steps", "tokens_per_s", "seconds_left"} <= state.keys():
-        done = (
-            f"  {state['done']:,}/{state['total']:,} {state['unit']}"
-            if {"done", "total", "unit"} <= state.keys()
-            else ""
-        )
-        return f"{state['state']}{done}"
+        done = ""
+        if {"done", "total", "unit"} <= state.keys():
+            done = f"  {state['done']:,}/{state['total']:,} {state['unit']}"
+        pace = f"  {_pace(state)}" if {"tokens_per_s", "seconds_left"} <= state.keys() else ""
+        return f"{state['state']}{done}{pace}"
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
-    return (
-        f"{state['step']}/{state['steps']}  loss {loss}  {state['tokens_per_s']:,.0f} tokens/s  "
-        f"{_duration(state['seconds_left'])} left"
-    )
+    return f"{state['step']}/{state['steps']}  loss {loss}  {_pace(state)}"
+
+
+def _pace(state: dict[str, Any]) -> str:
+    return f"{state['tokens_per_s']:,.0f} tokens/s  {_duration(state['seconds_left'])} left"
 
 
 def _duration(seconds: float) -> str:

@@ -39,7 +39,9 @@ class Loggers:
         return loggers
 
 
-def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def log_hyperparameters(
+    loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> None:
     """Fill TensorBoard's tab "HParams", where the runs of a sweep are compared, with a finished run.
 
     Of the frozen `config`: mask and objective with their settings, arm, seed, repeats, tokens, learning rate, model width
