@@ -10,6 +10,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.runs.record import DISK_FULL
+
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
@@ -24,6 +26,15 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
         sys.exit(130)
     except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
         print(f"{program}: error: {_reason(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f" of {error.filename}" if error.filename else ""
+        print(
+            f"{program}: error: no space left on the disk{where}; free some and type the same command: it continues",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

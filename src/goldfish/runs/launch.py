@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
+from goldfish.runs.owner import PARENT, is_abandoned
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 
 ENDED = ("finished", "failed", "refused", "interrupted")
@@ -38,7 +39,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     stop the sweep: then running jobs save, and no other one starts. So this works with any launcher.
     """
     record = RunDirectory(run_dir)
-    if sweep is not None and not sweep.exists():
+    if sweep is not None and not _goes_on(sweep):
         return Outcome(run_dir, "interrupted", "its sweep was stopped before it started")
     is_new = not run_dir.exists()
     record.claim(config)
@@ -48,7 +49,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     held = [own]
     try:
         with _postponed(sweep) as asked:
-            go_on = lambda: not asked and (sweep is None or sweep.exists())  # noqa: E731
+            go_on = lambda: not asked and (sweep is None or _goes_on(sweep))  # noqa: E731
             outcome = _run(config, record, command, go_on, held)
         if outcome.state == "refused" and is_new and sweep is None:
             shutil.rmtree(run_dir)
@@ -56,6 +57,11 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
         for file in held:
             os.close(file)
     return outcome
+
+
+def _goes_on(sweep: Path) -> bool:
+    """Whether a sweep's file is there, and its process too if it runs on this machine: it may have been killed."""
+    return sweep.exists() and not is_abandoned(sweep)
 
 
 def running(run_dir: Path) -> bool:
@@ -78,7 +84,7 @@ def _run(
     """Lease GPUs, run the job, and leave its end in progress.json. Files that must stay open go to `held`."""
     run_dir = record.path
     record.report(state="waiting")  # not what an earlier attempt said last
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", PARENT: str(os.getpid())}
     if config["threads"]:
         environment["OMP_NUM_THREADS"] = str(config["threads"])
         environment["RAYON_NUM_THREADS"] = str(config["threads"])
