@@ -210,7 +210,7 @@ class Laboratory:
                     row["equal"] = "yes"
                 except Lost as lost:
                     row["note"] = str(lost)
-                return {name: row[name] for name in COLUMNS}
+                return {name: row.get(name, "") for name in COLUMNS}
 
     def _resume(
         self,

@@ -35,7 +35,8 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # SLURM announces its end of time by the last
         signal.signal(number, request_stop)
-    record.report(state="starting")
+    with contextlib.suppress(OSError):  # on a full disk the run's first report fails again, and is told
+        record.report(state="starting")
     # The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.
     die_with_parent(signal.SIGTERM if is_first_process() else signal.SIGKILL)
     config = record.config()
