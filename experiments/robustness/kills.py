@@ -15,19 +15,18 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from folders import differences, temporaries
-from processes import MARK, Command, Lost
+from processes import MARK, Command, Lost, full_disk
 
 from goldfish.runs.launch import locked
 
@@ -71,7 +70,6 @@ COMMANDS: dict[str, list[tuple[list[str], list[list[str]]]]] = {
 VICTIMS = ("worker", "all", "parent")
 OTHERS = ("SIGTERM", "Ctrl-C twice", "full disk")
 AGAIN = 0.3  # share of the cases whose second attempt is killed too
-DISK = "400m"
 COLUMNS = [
     "seed", "number", "task", "variant", "victim", "end", "share", "again", "state", "seconds_to_end", "typed",
     "seconds_of_resume", "equal", "note",
@@ -106,21 +104,18 @@ def plan(kills: int, others: int, seed: int) -> list[Case]:
     return cases
 
 
-def stop(case: Case, command: Command) -> None:
-    """Do what the case says, now."""
+def stop(case: Case, command: Command) -> bool:
+    """Do what the case says, now; False if the command had ended before."""
     if case.end == "SIGTERM":
-        command.signal(command.pid, signal.SIGTERM)
-    elif case.end == "Ctrl-C twice":
-        for _ in range(2):
-            with suppress(ProcessLookupError):
-                os.killpg(command.pid, signal.SIGINT)
-            time.sleep(1.0)
-    elif case.victim == "parent":
-        command.signal(command.pid, signal.SIGKILL)
-    elif case.victim == "all":
-        command.kill()
-    else:
-        command.signal(_child(case, command), signal.SIGKILL)
+        return command.signal(command.pid, signal.SIGTERM)
+    if case.end == "Ctrl-C twice":
+        heard = command.signal(-command.pid, signal.SIGINT)  # the process group, as a terminal does
+        time.sleep(1.0)
+        command.signal(-command.pid, signal.SIGINT)
+        return heard
+    if case.victim == "all":
+        return command.kill()
+    return command.signal(command.pid if case.victim == "parent" else _child(case, command), signal.SIGKILL)
 
 
 def _child(case: Case, command: Command) -> int:
@@ -130,27 +125,6 @@ def _child(case: Case, command: Command) -> int:
         if children or command.ended() or case.task == "prepare":
             return children[int(case.pick * len(children))] if children else command.pid
         time.sleep(0.002)
-
-
-@contextmanager
-def full_disk(folder: Path, wanted: bool) -> Any:
-    """A function that fills the disk of `folder`, and one that frees it; the folder is a small tmpfs if `wanted`."""
-    folder.mkdir(parents=True)
-    filler = folder / "filler"
-
-    def fill() -> None:
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(1 << 16))
-
-    if wanted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], check=True)
-    try:
-        yield fill, partial(filler.unlink, missing_ok=True)
-    finally:
-        if wanted:
-            subprocess.run(["umount", "--lazy", str(folder)], check=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Laboratory:
@@ -184,45 +158,34 @@ class Laboratory:
     def run(self, case: Case) -> dict[str, Any]:
         """Stop, resume, compare; the row of the csv."""
         before, whole, duration = self.whole(case)
-        words = COMMANDS[case.task][case.variant][0]
         row: dict[str, Any] = {"seed": self.seed, **vars(case), "typed": 0, "equal": "no", "note": ""}
-        row |= {"share": round(case.share, 3), "again": "" if case.again is None else round(case.again, 3)}
-        share = case.share
+        row |= {"again": "" if case.again is None else round(case.again, 3)}
+        folder, share = self.root / f"case-{case.number}", case.share
         while True:
-            folder = self.root / f"case-{case.number}"
             with full_disk(folder, case.end == "full disk") as (fill, free):
                 shutil.copytree(before, folder, dirs_exist_ok=True)
-                command = Command(words, folder)
+                command = Command(COMMANDS[case.task][case.variant][0], folder)
                 command.sleep_until(share * duration)
-                if command.ended() and share > 0.1:  # faster than the uninterrupted one: an earlier moment
-                    command.wait()
-                    share *= 0.8
-                    continue
                 row |= {"share": round(share, 3), "state": _state(folder, before)}
-                stopped = time.monotonic()
-                if case.end == "full disk":
-                    fill()
-                else:
-                    stop(case, command)
+                if command.ended() or not (fill() if case.end == "full disk" else stop(case, command)):
+                    command.wait()
+                    share *= 0.8  # it was faster than the uninterrupted one: an earlier moment
+                    shutil.rmtree(folder, ignore_errors=True)
+                    continue
                 try:
-                    self._resume(case, command, free, words, folder, duration, row, stopped)
+                    self._resume(case, command, duration, free, row)
                     self._check(whole, folder)
                     row["equal"] = "yes"
+                    shutil.rmtree(folder, ignore_errors=True)
                 except Lost as lost:
                     row["note"] = str(lost)
                 return {name: row.get(name, "") for name in COLUMNS}
 
     def _resume(
-        self,
-        case: Case,
-        command: Command,
-        free: Any,
-        words: list[str],
-        folder: Path,
-        duration: float,
-        row: dict[str, Any],
-        stopped: float,
+        self, case: Case, command: Command, duration: float, free: Callable[[], None], row: dict[str, Any]
     ) -> None:
+        """Wait for the end, then type the command until it finishes."""
+        stopped = time.monotonic()
         code, said = command.wait()
         row["seconds_to_end"] = round(time.monotonic() - stopped, 1)
         if code is None:
@@ -231,11 +194,11 @@ class Laboratory:
             row["note"] = "the full disk was not told in words: " + said.strip()[-200:].replace("\n", " | ")
         free()
         again, resumed = case.again, time.monotonic()
-        while code != 0:
+        while code != 0 and "already holds" not in said:  # so it says if it was finished when it was stopped
             if row["typed"] == 4:
                 raise Lost(f"does not finish: {said.strip()[-400:]}")
             row["typed"] += 1
-            command = Command(words, folder)
+            command = Command(command.words, command.folder)
             if again is not None:
                 command.sleep_until(again * duration)
                 command.kill()
@@ -243,8 +206,6 @@ class Laboratory:
             code, said = command.wait()
             if code is None:
                 raise Lost("the resumed command hung")
-            if "already holds" in said:  # it was finished when it was stopped
-                break
         row["seconds_of_resume"] = round(time.monotonic() - resumed, 1)
 
     def _check(self, whole: Path, folder: Path) -> None:

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds after the command's end until no process of it may be alive
+DISK = "400m"  # of a full disk
 LIMIT = 300.0  # seconds until a command hangs
 MARK = "GOLDFISH_KILLS"  # in the environment of every process of a command
 
@@ -22,7 +23,7 @@ class Command:
         self._mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
         self._log = (folder.parent / f"{folder.name}.log").open("a+b")
         self._said = self._log.seek(0, os.SEEK_END)
-        self.started = time.monotonic()
+        self.words, self.folder, self.started = words, folder, time.monotonic()
         self._process = subprocess.Popen(
             [str(Path(sys.executable).parent / words[0]), *words[1:]],
             cwd=folder,
@@ -47,6 +48,7 @@ class Command:
         return [pid for _, pid in sorted(found)]
 
     def ended(self) -> bool:
+        """Whether the typed command itself is gone."""
         return self._process.poll() is not None
 
     def sleep_until(self, seconds: float) -> None:
@@ -54,19 +56,26 @@ class Command:
         while not self.ended() and time.monotonic() - self.started < seconds:
             time.sleep(0.002)
 
-    def kill(self) -> None:
-        """Kill all its processes."""
+    def kill(self) -> bool:
+        """Kill all its processes; False if it had ended before."""
+        heard = not self.ended()
         while pids := self.alive():
             for pid in pids:
-                self.signal(pid, signal.SIGKILL)
-            self._process.poll()
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.ended()  # reaps it
+        return heard
 
-    def signal(self, pid: int, number: int) -> None:
+    def signal(self, pid: int, number: int) -> bool:
+        """Send a signal to one of its processes, or with -pid to its process group; False if the command had ended."""
+        if self.ended():
+            return False
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+        return True
 
     def wait(self) -> tuple[int | None, str]:
-        """Its exit code (None: it hung) and what it printed; all its processes are gone afterwards, or AssertionError."""
+        """Its exit code (None: it hung) and what it printed; Lost if a process of it lives on; then it is killed."""
         while not self.ended():
             if time.monotonic() - self.started > LIMIT:
                 break
@@ -94,3 +103,24 @@ def _command_line(pid: int) -> str:
         return " ".join(Path(f"/proc/{pid}/cmdline").read_text().split("\0"))[:120]
     except OSError:
         return f"process {pid}"
+
+
+@contextmanager
+def full_disk(folder: Path, wanted: bool) -> Iterator[tuple[Callable[[], bool], Callable[[], None]]]:
+    """A function that fills the disk of `folder`, and one that frees it; the folder is a small tmpfs if `wanted`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    filler = folder / "filler"
+
+    def fill() -> bool:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        return True
+
+    if wanted:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], check=True)
+    try:
+        yield fill, partial(filler.unlink, missing_ok=True)
+    finally:
+        if wanted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

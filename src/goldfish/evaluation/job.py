@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from collections import Counter
 from functools import cached_property
 from importlib.util import find_spec
@@ -100,6 +101,7 @@ class EvaluationJob:
         """
         frozen = self.out / "config.yaml"
         if (self.out / "summary.json").exists():
+            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
             raise ValueError(
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )
