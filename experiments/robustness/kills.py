@@ -93,8 +93,9 @@ class Case:
 def plan(kills: int, others: int, seed: int) -> list[Case]:
     """All cases. Every task meets every victim and every other end equally often, up to one."""
     draw, cases = random.Random(seed), []
-    pairs = [(task, victim, "SIGKILL") for victim in VICTIMS for task in COMMANDS]
-    asked = [(task, "parent", end) for end in OTHERS for task in COMMANDS]
+    tasks = [*COMMANDS]
+    pairs = [(task, VICTIMS[(turn + place) % 3], "SIGKILL") for turn in range(3) for place, task in enumerate(tasks)]
+    asked = [(task, "parent", end) for end in OTHERS for task in tasks]
     for those, count in ((pairs, kills), (asked, others)):
         for index in range(count):
             task, victim, end = those[index % len(those)]
