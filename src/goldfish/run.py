@@ -15,7 +15,7 @@ from goldfish.checks import Seed, Threads
 from goldfish.config import ConfigError, build, refusing
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
-from goldfish.data.packing import Prepared
+from goldfish.data.packing import Prepared, Say
 from goldfish.decoding import NgramFilter
 from goldfish.evaluation.engine import Subject, finish, ngrams_of, parts_of, work
 from goldfish.evaluation.extraction import Extraction
@@ -27,7 +27,7 @@ from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
-from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress
+from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
 from goldfish.training.loggers import Loggers, log_hyperparameters, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
@@ -108,7 +108,7 @@ def run(
     if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    say = lambda message, **numbers: record.report(state=message, **numbers)  # noqa: E731
+    say = stoppable(record.report, stop_requested)
 
     with refusing():
         prepared = job.data.prepare(say)
@@ -157,7 +157,7 @@ def run(
         model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
         model.load_state_dict(weights)
         cast(torch.nn.Module, model).to(module.device)
-    metrics = measure(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command)
+    metrics = measure(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command, say)
     record.write_csv(
         "exposures.csv",
         [*Exposure._fields],
@@ -215,6 +215,7 @@ def measure(
     ngrams: NgramFilter | None,
     record: RunDirectory,
     command: str,
+    say: Say,
 ) -> dict[str, float | None]:
     """Extract documents from a trained model, write all of a run but what happened in training and its result.
 
@@ -224,7 +225,8 @@ def measure(
     documents = prepared.documents
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
     subject = Subject(model, prepared.tokenizer, documents, seen, mask, [prepared.background, *trained_on], ngrams)
-    progress = TokenProgress(record.report, sum(part.tokens for part in parts_of(subject, extraction)))
+    tell = lambda state, **numbers: say(state, **numbers)  # noqa: E731
+    progress = TokenProgress(tell, sum(part.tokens for part in parts_of(subject, extraction)))
     rows, members = work(subject, extraction, progress=progress)
     record.report(state="writing")
     model.save_pretrained(record.path / "model")

@@ -98,6 +98,9 @@ def test_an_interrupted_evaluation_continues_and_another_configuration_is_refuse
     done = command("goldfish-eval", *arguments, "evaluation.batch_size=2")
     assert done.returncode == 0 and "continuing the unfinished evaluation" in done.stdout, done.stderr
     assert [row["generated"] for row in rows(tmp_path / "found")] == [row["generated"] for row in whole]
+    (tmp_path / "found" / "parts").mkdir()  # what a kill after the summary was written leaves
+    done = command("goldfish-eval", *arguments)
+    assert "already holds an evaluation" in done.stderr and not (tmp_path / "found" / "parts").exists()
 
 
 def test_utility_and_similarity_stand_in_the_summary(command, finished, tmp_path):

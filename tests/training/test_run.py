@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from whole_runs import do, job, ledger, losses, result, weights
+from whole_runs import do, job, ledger, losses, result, stopped_after, weights
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
@@ -29,6 +29,7 @@ from goldfish.run import _proof
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Exposure, Interrupted
 from goldfish.training.checkpoints import WholeCheckpoints
+from goldfish.training.loggers import Loggers, merged_metrics
 
 
 def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
@@ -93,10 +94,9 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny, tmp_path):
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
     config, parts = tiny("mask=random", "trainer.clip=0.1", "model.dropout=0.2"), tmp_path / "parts"
     whole = do(config, tmp_path / "whole")
-    asked = iter([False, False, False, True] + [False] * 2 + [True])
-    for _ in range(2):
-        with pytest.raises(Interrupted):
-            do(config, parts, stop_requested=lambda: next(asked))
+    for step in (4, 7):
+        with stopped_after(step):
+            do(config, parts)
         assert not (parts / "result.json").exists()
     do(config, parts)
     one, two = weights(whole), weights(parts)
@@ -105,6 +105,45 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
     assert result(whole)["tokens"] == result(parts)["tokens"] and result(whole)["metrics"] == result(parts)["metrics"]
     steps = lambda path: [row["step"] for row in csv.DictReader((path / "metrics.csv").open()) if row["train/loss_all"]]  # noqa: E731
     assert steps(whole) == steps(parts)
+
+
+def test_a_stop_loses_no_validation(tiny, tmp_path):
+    config = tiny("trainer.validate_every=5", "trainer.checkpoint_every=5")
+    whole, parts = do(config, tmp_path / "whole"), tmp_path / "parts"
+    with stopped_after(5):
+        do(config, parts)
+    extracting = lambda: RunDirectory(parts).progress()["state"] == "extracting"  # noqa: E731
+    with pytest.raises(Interrupted, match="stopped while extracting; the same command continues"):
+        do(config, parts, stop_requested=extracting)
+    do(config, parts)
+    one, two = (pd.read_csv(path / "metrics.csv").drop(columns="train/tokens_per_s") for path in (whole, parts))
+    assert one.equals(two) and one["val/loss"].count() == 2
+    assert result(whole)["metrics"] == result(parts)["metrics"] and result(parts)["metrics"]["val_loss"] > 0
+
+
+def test_a_stop_during_preparation_is_heard_and_the_same_command_continues(tiny, tmp_path):
+    config, run_dir = tiny(), tmp_path / "run"
+    config["data"]["cache_dir"] = str(tmp_path)
+    tokenizing = lambda: RunDirectory(run_dir).progress().get("state") == "tokenizing"  # noqa: E731
+    with pytest.raises(
+        Interrupted, match=r"stopped while (tokenizing|looking for duplicates); the same command continues"
+    ):
+        do(config, run_dir, stop_requested=tokenizing)
+    assert list(tmp_path.glob("*.partial")) and not RunDirectory(run_dir).checkpoint.exists()
+    do(config, run_dir)
+    assert result(run_dir)["exposures"]["missing"] == 0 and not list(tmp_path.glob("*.partial"))
+
+
+def test_metrics_survive_a_kill_at_any_of_their_writes(tmp_path, monkeypatch):
+    (logger,) = Loggers(tensorboard=False)(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.save()
+    monkeypatch.setattr(os, "replace", lambda *paths: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        logger.log_metrics({"b": 2.0}, step=2)  # a new column: the file is written again
+    (empty := tmp_path / "csv" / "attempt_001" / "metrics.csv").parent.mkdir()
+    empty.touch()  # of an attempt that was killed before it wrote its first line
+    assert merged_metrics(tmp_path).to_dict("records") == [{"step": 1, "a": 1.0}]
 
 
 def kill_after(step, run_dir):
@@ -147,9 +186,8 @@ def test_a_run_continues_on_another_number_of_ranks_with_the_same_batches(tiny, 
     settings = ["mask.h=2", "optimizer=adamw", "data.tokens=10240", "trainer.checkpoint_every=5"]
     alone, first, pair = (tmp_path / name for name in ("alone", "first", "pair"))
     do(tiny(*settings), alone)
-    asked = iter([False] * 16 + [True])
-    with pytest.raises(Interrupted):
-        do(tiny(*settings), first, stop_requested=lambda: next(asked))
+    with stopped_after(17):
+        do(tiny(*settings), first)
     RunDirectory(pair).claim(tiny(*settings, "strategy=ddp_cpu", f"ckpt={RunDirectory(first).checkpoint}"))
     assert job(pair).wait(timeout=240) == 0
     columns = lambda path: [line.split(",")[:3] + line.split(",")[4:] for line in (path / "exposures.csv").open()]  # noqa: E731
@@ -257,9 +295,8 @@ def test_early_stopping_goes_on_counting_after_a_stop_and_resume(tiny, tmp_path)
     taken = lambda run_dir: result(run_dir)["tokens"]["input"] // 256  # noqa: E731
     assert taken(whole) == 2 * (1 + 3), "the first validation, and three that are not lower; there are 20 steps"
     assert result(whole)["exposures"]["missing"] == result(whole)["exposures"]["extra"] == 0
-    asked = iter([False] * 4 + [True])  # after the second validation
-    with pytest.raises(Interrupted):
-        do(tiny(*settings), parts, stop_requested=lambda: next(asked))
+    with stopped_after(5):  # after the second validation
+        do(tiny(*settings), parts)
     do(tiny(*settings), parts)
     assert taken(parts) == taken(whole) and losses(parts) == losses(whole)
     assert result(parts)["metrics"] == result(whole)["metrics"]

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from whole_runs import job, result, weights
+from whole_runs import job, result, stopped_after, weights
 
 from goldfish.cli.train import plain
 from goldfish.config import ConfigError, build, home
 from goldfish.runs.launch import launch
 from goldfish.runs.record import RunDirectory, identity, run_dir_of
-from goldfish.training.callbacks import Interrupted
 from goldfish.unlearning.run import UnlearningJob, run
 
 METHODS = sorted(path.stem for path in (home() / "conf" / "unlearning").glob("*.yaml"))
@@ -138,9 +137,8 @@ def test_two_runs_that_fit_are_told_apart_by_hand(study):
 def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(study):
     long = ["unlearning=dpo", "epochs=4", "checkpoint_every=1000", study]
     whole, parts = do(composed(*long, "run_dir=null")), composed(*long, "name=parts")
-    asked = iter([False] * 4 + [True])
-    with pytest.raises(Interrupted, match="after step 5"):
-        do(parts, stop_requested=lambda: next(asked))
+    with stopped_after(5):
+        do(parts)
     done = do(parts)
     one, two = weights(whole), weights(done)
     assert all(torch.equal(one[key], two[key]) for key in one)

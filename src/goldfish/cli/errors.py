@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.runs.record import DISK_FULL
 from goldfish.terminal import complain
 
 # Launchers of packages that are extras of ours.
@@ -31,6 +32,9 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
 
 def in_words(error: BaseException) -> str:
     """The message, of a file's error with its name first, and with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" of {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; free some and type the same command: it continues"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     cause: BaseException | None = error

@@ -1,5 +1,6 @@
 """goldfish-eval: extract documents from a finished run's model, or from any Hugging Face folder, in any number of ways."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from rich.table import Table
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
 from goldfish.runs.launch import last_lines
+from goldfish.runs.owner import PARENT
 from goldfish.terminal import Console
 
 VARIED = {
@@ -108,7 +110,8 @@ def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
     for rank in range(1, processes):
         with (out / f"rank{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "goldfish.evaluation.worker", str(out), str(rank)]
-            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+            environment = os.environ | {PARENT: str(os.getpid())}
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
     return started
 
 

@@ -4,7 +4,6 @@ import contextlib
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
+from goldfish.runs.owner import owned
 from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.terminal import Console
@@ -150,8 +150,8 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
 def _stoppable(study: Path, console: Console) -> Iterator[Path]:
     """A file that is there for as long as jobs may start and go on; Ctrl-C and SIGTERM remove it, a second one kills."""
     study.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".sweep-", dir=study, delete=False) as file:
-        sweep = Path(file.name)
+    sweep = owned(study / "sweep")
+    sweep.touch()
 
     def stop(number: int, frame: FrameType | None) -> None:
         sweep.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) a sweep.
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
+from goldfish.runs.owner import die_with_parent, is_abandoned, owner
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.terminal import Console
@@ -91,8 +93,11 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     run_dir = run_dir_of(config)
     if RunDirectory(run_dir).finished:  # put back into a queue after its end
         return Outcome(run_dir, "finished")
+    sweep = Path(os.environ["GOLDFISH_SWEEP"])
+    if is_abandoned(sweep) or owner(sweep) == os.getppid():  # joblib's workers outlive a killed sweep by five minutes
+        die_with_parent(signal.SIGTERM, owner(sweep))
     try:
-        return launch(config, run_dir, command, Path(os.environ["GOLDFISH_SWEEP"]))
+        return launch(config, run_dir, command, sweep)
     except RunDirectoryError as error:
         return Outcome(run_dir, "failed", str(error))
 

@@ -108,6 +108,7 @@ def prepare(
             settings = _Settings(_Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
             _prepare(settings, folder, say)
             meta = unseal(folder)
+        shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # a killed process may have left some of it
     finally:
         lock.release()
     return Prepared(
@@ -214,10 +215,9 @@ def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
             _remove(partial)
             _write(settings, partial, say)
     except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial / "final", folder)
-    shutil.rmtree(partial)
 
 
 def _write(settings: _Settings, partial: Path, say: Say) -> None:
@@ -225,8 +225,8 @@ def _write(settings: _Settings, partial: Path, say: Say) -> None:
     final = partial / "final"
     if not (partial / "setup" / "meta.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
-        final.mkdir(parents=True)
         _set_up(settings, partial / "setup", say)
+    final.mkdir(parents=True, exist_ok=True)
     setup = unseal(partial / "setup")
     started = time.monotonic()
     tokenizer = load_tokenizer(partial / "setup" / "tokenizer")

@@ -1,6 +1,7 @@
 """What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
 
 import hashlib
+import shutil
 from collections import Counter
 from functools import cached_property
 from importlib.util import find_spec
@@ -100,6 +101,7 @@ class EvaluationJob:
         """
         frozen = self.out / "config.yaml"
         if (self.out / "summary.json").exists():
+            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
             raise ValueError(
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )

@@ -1,18 +1,22 @@
 """One of several processes of an evaluation: python -m goldfish.evaluation.worker OUT RANK, started by goldfish-eval."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
-from goldfish.config import build
-from goldfish.evaluation.engine import is_kept, parts_of, work
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.evaluation.progress import TokenProgress
+from goldfish.runs.owner import die_with_parent
 from goldfish.runs.record import RunDirectory, write_atomically
 
 
 def main() -> None:
     """Do this rank's parts; they are kept in OUT/parts, and beside them how many tokens this process has done."""
+    die_with_parent(signal.SIGKILL)  # before torch is imported, which takes seconds
+    from goldfish.config import build
+    from goldfish.evaluation.engine import is_kept, parts_of, work
+    from goldfish.evaluation.job import EvaluationJob
+    from goldfish.evaluation.progress import TokenProgress
+
     out, rank = Path(sys.argv[1]), int(sys.argv[2])
     job = build(EvaluationJob, RunDirectory(out).config())
     subject, parts = job.load(rank), out / "parts"

@@ -16,6 +16,7 @@ from typing import Any
 
 from goldfish.files import safe
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
+from goldfish.runs.owner import PARENT, is_abandoned
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 
 ENDED = ("finished", "failed", "refused", "interrupted")
@@ -40,7 +41,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     stop the sweep: then running jobs save, and no other one starts. So this works with any launcher.
     """
     record = RunDirectory(run_dir)
-    if sweep is not None and not sweep.exists():
+    if sweep is not None and not _goes_on(sweep):
         return Outcome(run_dir, "interrupted", "its sweep was stopped before it started")
     is_new = not run_dir.exists()
     record.claim(config)
@@ -50,7 +51,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     held = [own]
     try:
         with _postponed(sweep) as asked:
-            go_on = lambda: not asked and (sweep is None or sweep.exists())  # noqa: E731
+            go_on = lambda: not asked and (sweep is None or _goes_on(sweep))  # noqa: E731
             outcome = _run(config, record, command, go_on, held)
         if outcome.state == "refused" and is_new and sweep is None:
             shutil.rmtree(run_dir)
@@ -58,6 +59,11 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
         for file in held:
             os.close(file)
     return outcome
+
+
+def _goes_on(sweep: Path) -> bool:
+    """Whether a sweep's file is there, and its process too if it runs on this machine: it may have been killed."""
+    return sweep.exists() and not is_abandoned(sweep)
 
 
 def running(run_dir: Path) -> bool:
@@ -89,7 +95,7 @@ def _run(
     """Lease GPUs, run the job, and leave its end in progress.json. Files that must stay open go to `held`."""
     run_dir = record.path
     record.report(state="waiting")  # not what an earlier attempt said last
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", PARENT: str(os.getpid())}
     threads, strategy = config["threads"], config["strategy"]  # not checked yet: the job does that
     if isinstance(threads, int) and 1 <= threads <= MOST_THREADS:
         environment["OMP_NUM_THREADS"] = environment["RAYON_NUM_THREADS"] = str(threads)

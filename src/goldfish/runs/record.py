@@ -11,6 +11,7 @@ summary.json       means, intervals, membership         model/            Huggin
 result.json        written LAST: its presence means "finished"
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -27,8 +28,10 @@ from typing import Any, BinaryIO
 import yaml
 
 from goldfish.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
+from goldfish.runs.owner import owned
 
 SCHEMA = 1
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # EDQUOT: the user's share of a cluster's disk is used up
 NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
 # Keys that change where or how fast a run happens and not what it computes.
 NOT_IDENTITY = ("study", "arm", "name", "log_dir", "run_dir", "ckpt", "threads")
@@ -78,7 +81,7 @@ def is_first_process() -> bool:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = owned(path)
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -132,7 +135,7 @@ class RunDirectory:
                     f"{self.path} holds an unfinished run of another configuration; nothing was changed. "
                     "Give another run_dir=..., or remove the folder"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(not path.match(f".{frozen.name}.*") for path in self.path.iterdir()):
             raise RunDirectoryError(f"{self.path} is not empty and holds no run; give another run_dir=...")
         if config["ckpt"] is None and self.checkpoint.exists():
             raise RunDirectoryError(

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from goldfish.files import FileError, read_object, reason
+from goldfish.runs.owner import owned
 
 _SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
 _CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger one is not
@@ -30,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save whole or not at all."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = owned(path)
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
             _take_place(temporary, path)
@@ -199,7 +200,7 @@ def as_file(folder: Path, out: Path) -> Path:
     optimizer["state"] = {number[name]: state for name, state in optimizer["state"].items()}
     checkpoint["optimizer_states"] = [optimizer]
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = owned(out)
     torch.save(checkpoint, temporary)
     os.replace(temporary, out)
     return out

@@ -245,6 +245,14 @@ class GoldfishModule(pl.LightningModule):
                 self.validation_step([ids_BT.to(self.device)], index)
         self._end_validation()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the last validation's loss into the checkpoint: a run that continues after its last step does no other one."""
+        checkpoint["goldfish_val_loss"] = torch.tensor(self.val_loss, dtype=torch.float64)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the last validation's loss; a checkpoint of an earlier version has none."""
+        self.val_loss = float(checkpoint.get("goldfish_val_loss", self.val_loss))
+
     def _global_sum(self, value: Tensor) -> Tensor:
         """The sum over the shares of the step's rows."""
         strategy = self.trainer.strategy

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from goldfish.checks import Count, Positive, checked
-from goldfish.training.callbacks import StopOnSignal
+from goldfish.training.callbacks import Saving
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
@@ -88,12 +88,8 @@ class TrainerSettings:
         return available if self.max_steps is None else min(available, self.max_steps)
 
     def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
-        """What writes `checkpoint`: when the run is asked to stop, and every `checkpoint_every` steps."""
-        every = dict(every_n_train_steps=self.checkpoint_every, enable_version_counter=False)
-        return [
-            StopOnSignal(stop_requested, str(checkpoint)),
-            ModelCheckpoint(checkpoint.parent, "last", **every),  # type: ignore[arg-type]
-        ]
+        """What writes `checkpoint`: every `checkpoint_every` steps, at the end, and when the run is asked to stop."""
+        return [Saving(checkpoint, self.checkpoint_every, stop_requested)]
 
     def trainer(
         self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str
@@ -123,6 +119,6 @@ class TrainerSettings:
                 f"trainer.options={self.options}: lightning.pytorch.Trainer refuses them ({error}); type others, or null"
             ) from error
         # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
-        # StopOnSignal) waits for the end of the step.
+        # Saving) waits for the end of the step.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer

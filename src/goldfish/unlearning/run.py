@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from goldfish.checks import Count, Positive, Seed, Threads
 from goldfish.config import ConfigError, build
+from goldfish.data.packing import Say
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
 from goldfish.feasible import memory_problem, shape_of
@@ -20,7 +21,7 @@ from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
-from goldfish.training.callbacks import Progress
+from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
 from goldfish.training.module import OptimizerSource, ScheduleSource
@@ -123,13 +124,14 @@ def run(
     """Finetune or unlearn, measure, and write result.json last. Raises `Interrupted` once stopped and saved."""
     started = time.perf_counter()
     record = RunDirectory(run_dir)
+    say = stoppable(record.report, stop_requested)
     job = build(UnlearningJob, config)
     if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     if isinstance(job.questions, InjectedDocuments):
-        found = _of_documents(job, job.questions, record, command, stop_requested)
+        found = _of_documents(job, job.questions, record, command, stop_requested, say)
     else:
-        found = _of_questions(job, job.questions, config, record, command, stop_requested)
+        found = _of_questions(job, job.questions, config, record, command, stop_requested, say)
     record.report(state="finished", step=found["steps"], steps=found["steps"])
     record.write_json(
         "result.json",
@@ -153,22 +155,23 @@ def _of_questions(
     record: RunDirectory,
     command: str,
     stop_requested: Callable[[], bool],
+    say: Say,
 ) -> dict[str, Any]:
     """Learn or unlearn questions and answers; what result.json says of it."""
     finetuned, retain_only = _needed(job, config, record.path, command)
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    record.report(state="reading the questions")
+    say("reading the questions")
     questions = source()
     tokenizer = job.tokenizer.build([*questions.texts(), *REFUSALS, job.template])
     encoder = Encoder(tokenizer, job.template)
-    record.report(state="building the model")
+    say("building the model")
     begin = LlamaFromPretrained(str(finetuned / "model")) if finetuned is not None else job.model
     model = begin(len(tokenizer), encoder.separator, job.seed)
     batches = _batches(job, questions, encoder)
     seconds_training = _train(job, model, batches, record, stop_requested)
 
     model.eval()
-    tell = lambda done, total: record.report(state="measuring", done=done, total=total, unit="questions")  # noqa: E731
+    tell = lambda done, total: say("measuring", done=done, total=total, unit="questions")  # noqa: E731
     answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
     compared = answers if isinstance(job.method, RetainOnly) else None
     if retain_only is not None and compared is None:
@@ -198,24 +201,25 @@ def _of_documents(
     record: RunDirectory,
     command: str,
     stop_requested: Callable[[], bool],
+    say: Say,
 ) -> dict[str, Any]:
     """Unlearn the documents of a run of goldfish-train; what result.json says of it, as of such a run.
 
     `seed`, `strategy`, `k` and `h` are those of the run, `cost` and `tokens` of both together; `trained` is its folder.
     """
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    parts = source.parts(lambda message, **numbers: record.report(state=message, **numbers))
+    parts = source.parts(say)
     prepared = parts.data.prepared
     ngrams = ngrams_of(parts.evaluation, parts.data)
     seen = source.exposures()
     forget, retain = source.rows(parts.data, job.epochs * len(seen), job.seed)
     batches = Batches(job.method.takes, forget, retain, [], job.batch_size, job.epochs, job.seed)
-    record.report(state="building the model")
+    say("building the model")
     begin = LlamaFromPretrained(str(source.folder / "model"))
     model = begin(len(prepared.tokenizer), prepared.separator, job.seed)
     seconds_training = _train(job, model, batches, record, stop_requested)
 
-    metrics = measure_extraction(model, prepared, seen, parts.mask, parts.evaluation, ngrams, record, command)
+    metrics = measure_extraction(model, prepared, seen, parts.mask, parts.evaluation, ngrams, record, command, say)
     before = source.result
     return {
         **{key: before[key] for key in ("seed", "strategy", "k", "h", "control", "exposures")},
