@@ -10,6 +10,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.extras import install
+
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
@@ -43,5 +45,5 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if launcher and launcher[1] in EXTRAS:
-        return f'hydra/launcher={launcher[1]} is not installed; type: pip install "goldfish[{EXTRAS[launcher[1]]}]"'
+        return f"hydra/launcher={launcher[1]} is not installed; type: {install(EXTRAS[launcher[1]])}"
     return str(error)

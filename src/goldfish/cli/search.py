@@ -11,6 +11,7 @@ from rich.console import Console
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
+from goldfish.extras import install, require
 from goldfish.runs.record import RunDirectory, run_dir_of
 
 
@@ -42,10 +43,9 @@ def search(
 
     `overrides`: those with several values are searched. `composed`: the configuration of a trial's overrides.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise ConfigError(['a search needs optuna; type: pip install "goldfish[optuna]"']) from error
+    require("a search", install("optuna"), "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {
         override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()

@@ -1,10 +1,9 @@
-"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. An extra: goldfish[deepspeed]."""
+"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. Of the extra deepspeed."""
 
 import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.extras import install, require
 from goldfish.training.checkpoints import whole_folder
 from goldfish.training.strategies import Precision, StepsOutside, Strategy
 
@@ -41,17 +41,11 @@ class DeepSpeed(Strategy):
         compile: bool = False,
         stage: Literal[1, 2, 3] = 2,
     ) -> None:
+        require("DeepSpeed", install("deepspeed"), "deepspeed")
         if stage not in (1, 2, 3):
             raise ValueError(f"stage={stage}: must be 1, 2 or 3")
         super().__init__(accelerator, devices, num_nodes, "ddp", precision, activation_checkpointing, compile)
         self.stage = stage
-
-    def refuse(self) -> str | None:
-        if find_spec("deepspeed") is None:
-            return (
-                "strategy=deepspeed: the package is missing; type pip install 'goldfish[deepspeed]', or strategy=fsdp2"
-            )
-        return super().refuse()
 
     def lightning(self) -> Any:
         if self.accelerator == "cpu":

@@ -4,7 +4,6 @@ import copy
 import shlex
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +14,7 @@ from transformers import LlamaForCausalLM
 from goldfish.config import ConfigError, build
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.extras import install, require
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
@@ -100,8 +100,7 @@ class UnlearningJob:
                 raise ValueError(f"{missing[0]}: no value; questions and answers need one")
             if "{question}" not in str(template):
                 raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
-            if find_spec("rouge_score") is None:
-                raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+            require("RougeL of the answers", install("tofu"), "rouge_score")
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
         self.trainer = TrainerSettings(
