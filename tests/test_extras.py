@@ -52,45 +52,45 @@ def test_an_experiment_names_the_extras_of_the_scripts_in_its_command():
 def finished(core, tmp_path_factory):
     """A folder with a finished run and tasks for the harness, made in the core environment."""
     folder = tmp_path_factory.mktemp("finished")
-    train = f"goldfish-train run_dir=RUN && python {ROOT}/experiments/benchmarks_tasks.py TASKS"
-    done = core.type(train, folder)
+    done = core.type(f"goldfish-train run_dir=RUN && python {ROOT}/experiments/benchmarks_tasks.py TASKS", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-@pytest.mark.extras
-@pytest.mark.parametrize(("extra", "command"), ROWS, ids=[extra for extra, _ in ROWS])
-def test_a_command_says_what_it_misses_and_works_in_an_environment_with_just_that(
-    core, finished, tmp_path, extra, command
-):
-    work = tmp_path / "work"
-    work.mkdir()
-    command = command.replace("=RUN", f"={finished}/RUN out=found").replace("=TASKS", f"={finished}/TASKS")
-    if "goldfish-eval" in command:
+@pytest.fixture
+def typed(request):
+    """A command of the table, in a form that takes seconds."""
+    command = request.param
+    if "run=RUN" in command:
+        folder = request.getfixturevalue("finished")
+        command = command.replace("=RUN", f"={folder}/RUN out=found").replace("=TASKS", f"={folder}/TASKS")
         command += f" task_limit=4 {' '.join(TINY_EVALUATION)}"
-    if "pretrained" in command:
-        command += " trainer.max_steps=2"  # and what makes a run tiny beside the model
-    before = sorted(path.name for path in core.packages.iterdir())
+    return command + " trainer.max_steps=2" * ("pretrained" in command)
 
-    refused = core.type(command, work)
+
+@pytest.mark.extras
+@pytest.mark.parametrize(("extra", "typed"), ROWS, ids=[extra for extra, _ in ROWS], indirect=["typed"])
+def test_a_command_says_what_it_misses_and_works_in_an_environment_with_just_that(core, tmp_path, extra, typed):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    before = sorted(path.name for path in core.packages.iterdir())
+    refused = core.type(typed, folder)
     said = " ".join((refused.stdout + refused.stderr).split())
     assert refused.returncode == 1 and "Traceback" not in said, said
-    assert not [path for path in work.rglob("*") if path.is_file()], "a refused command leaves nothing"
-    told = re.search(r'type: (?:make \w+ \(outside a clone: )?(pip install "goldfish\[(\w+)\]"[^)]*)', said)
-    assert told, said
-    # An extra that brings another one may miss that one first: the one asked for must be enough.
-    assert told[2] == extra or f"goldfish[{told[2]}]" in PROJECT[extra], said
+    assert not [path for path in folder.rglob("*") if path.is_file()], "a refused command leaves nothing"
+    install = re.search(r'type: (?:make \w+ \(outside a clone: )?(pip install "goldfish\[(\w+)\]"[^)]*)', said)
+    assert install, said
+    # An extra that brings another one may miss that one first; the one asked for must be enough.
+    assert install[2] == extra or f"goldfish[{install[2]}]" in PROJECT[extra], said
 
     alone = Environment(tmp_path / "venv", below=core)
     versions = {} if extra in WITHOUT_CONSTRAINTS else {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
-    done = alone.type(told[1].replace(f"[{told[2]}]", f"[{extra}]"), work, **versions)
+    done = alone.type(install[1].replace(f"[{install[2]}]", f"[{extra}]"), folder, **versions)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in core.packages.iterdir()) == before
-    done = alone.type(command, work)
+    assert sorted(path.name for path in core.packages.iterdir()) == before, "the core environment has changed"
+    done = alone.type(typed, folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert list(work.rglob("result.json" if "goldfish-data" not in command else "overview.json")) or list(
-        work.glob("found/summary.json")
-    )
+    assert [path for path in folder.rglob("*.json") if path.name in ("result.json", "overview.json", "summary.json")]
 
 
 @pytest.mark.extras
