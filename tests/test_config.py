@@ -44,7 +44,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
             needs = (
                 "no value yet; type",
                 "no such file; give",
-                "is not installed; type: pip install",
+                "packages that are not installed",
                 "exposures do not fit",
                 "type optimizer=adamw",
             )
@@ -58,7 +58,7 @@ def test_the_options_of_the_evaluation_build_or_say_what_they_need():
         try:
             build(Similarity, settings)
         except ConfigError as error:
-            assert "type: pip install" in str(error)
+            assert 'type: pip install "goldfish[similarity]"' in str(error)
 
 
 def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(composed):

@@ -145,11 +145,13 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
         ([*FSDP2, "optimizer=muon"], r"optimizer: works on whole matrices.*optimizer=adamw"),
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
         ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
+        (["strategy.compile=true"], r"there is no no-such-compiler; install g\+\+ .*, or type strategy.compile=false"),
         (["strategy.devices=2"], r"devices=2, num_nodes=1: several need strategy=ddp"),
         (["ckpt=none.ckpt"], r"ckpt='none.ckpt': .*type ckpt=last"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_what_to_type(tiny, tmp_path, settings, message):
+def test_what_cannot_work_is_refused_with_what_to_type(tiny, tmp_path, monkeypatch, settings, message):
+    monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=message):
         do(tiny(*settings), tmp_path / "run")
 

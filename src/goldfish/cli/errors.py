@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.extras import install
 from goldfish.runs.record import DISK_FULL
 from goldfish.terminal import complain
 
@@ -51,5 +52,5 @@ def in_words(error: BaseException) -> str:
         cause = cause.__cause__
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if launcher and launcher[1] in EXTRAS:
-        return f'hydra/launcher={launcher[1]} is not installed; type: pip install "goldfish[{EXTRAS[launcher[1]]}]"'
+        return f"hydra/launcher={launcher[1]} is not installed; type: {install(EXTRAS[launcher[1]])}"
     return str(error)

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
+from goldfish.extras import install, require
 from goldfish.files import read_object
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.terminal import Console
@@ -43,10 +44,9 @@ def search(
 
     `overrides`: those with several values are searched. `composed`: the configuration of a trial's overrides.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise ConfigError(['a search needs optuna; type: pip install "goldfish[optuna]"']) from error
+    require("a search", install("optuna"), "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {
         override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()

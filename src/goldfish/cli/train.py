@@ -135,7 +135,7 @@ def _single(config: dict[str, Any], command: str) -> int:
     with Watch({run_dir: run_dir.name}, console):
         outcome = launch(config, run_dir, command)
     if outcome.state != "finished":
-        console.print(outcome.error, style="red", markup=False, highlight=False)
+        console.print(outcome.error, style="red", markup=False, highlight=False, soft_wrap=True)
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections import Counter
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
-from goldfish.evaluation.utility import find_tasks, harness, mauve
+from goldfish.evaluation.utility import HARNESS, MAUVE, find_tasks, harness, mauve
+from goldfish.extras import require
 from goldfish.files import read_csv, read_yaml
 from goldfish.masks import KeepAll, Mask
 from goldfish.pretrained import load_model, load_tokenizer
@@ -72,15 +72,10 @@ class EvaluationJob:
             raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
         if mauve and similarity is None:
             raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
-        for name, wanted, package, extra in (
-            ("mauve", mauve, "mauve", "mauve"),
-            ("tasks", tasks, "lm_eval", "benchmarks"),
-        ):
-            if wanted and find_spec(package) is None:
-                raise ValueError(
-                    f'{name}: needs a package that is not installed; type: pip install "goldfish[{extra}]"'
-                )
+        if mauve:
+            require(*MAUVE)
         if tasks:
+            require(*HARNESS)
             find_tasks(tasks, task_folder)  # a mistyped name is told before the extraction
         self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
         self.tasks: dict[str, Any] | None = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from goldfish.extras import install, require
 from goldfish.pretrained import load_model, load_tokenizer
 
-HARNESS = "pip install lm-eval==0.4.13 'accelerate>=1.10'"
-MAUVE = "pip install mauve-text==0.4.0"
+HARNESS = ("benchmarks", install("benchmarks"), "lm_eval", "accelerate")
+MAUVE = ("MAUVE", install("mauve"), "mauve")
 FEW = 50  # texts below which MAUVE says little
 RESAMPLES = 1000  # of the harness, for metrics whose standard error has no formula
 
@@ -38,10 +38,9 @@ def harness(
 
     Prompts begin as the model's tokenizer begins them: that of our runs puts no separator in front. Data that is not on
     this machine is downloaded by the harness, unless HF_HUB_OFFLINE=1. Call it in one process only; the caller's random
-    state does not change. ValueError: lm-eval is not installed; no such folder, task or data.
+    state does not change. ValueError: lm-eval or accelerate is not installed; no such folder, task or data.
     """
-    if find_spec("lm_eval") is None:
-        raise ValueError(f"benchmarks need the package lm-eval; type: {HARNESS}")
+    require(*HARNESS)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
@@ -119,8 +118,7 @@ def mauve(
     sentences on what these numbers cannot tell. ValueError: mauve-text is not installed, a sample has fewer than 2
     texts, or all texts have the same features.
     """
-    if find_spec("mauve") is None:
-        raise ValueError(f"mauve needs the package mauve-text; type: {MAUVE}")
+    require(*MAUVE)
     fewest = min(len(true_texts), len(made_texts))
     if fewest < 2:
         raise ValueError(f"{len(true_texts)} true and {len(made_texts)} made texts: wanted at least 2 of each")

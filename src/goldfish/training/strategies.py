@@ -3,6 +3,8 @@
 A strategy becomes arguments of lightning.pytorch.Trainer; one that shards the model also says how (`shard`).
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -81,6 +83,12 @@ class Strategy:
                 f"strategy.devices={self.devices}: this machine has {found or 'no'} GPU{'s' * (found != 1)}; type "
                 + (f"strategy.devices={found}, or " if found else "")
                 + f"strategy={'single' if wanted == 1 else 'ddp_cpu'}"
+            )
+        compiler = os.environ.get("CXX", "g++")  # where torch looks
+        if self.compile and shutil.which(compiler) is None:
+            return (
+                f"strategy.compile=true: torch.compile needs a C++ compiler, and there is no {compiler}; install g++ (or name "
+                "another in the environment variable CXX), or type strategy.compile=false"
             )
         return None
 

@@ -4,7 +4,6 @@ import copy
 import shlex
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +15,7 @@ from goldfish.config import ConfigError, build
 from goldfish.data.packing import Say
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.extras import install, require
 from goldfish.feasible import memory_problem, shape_of
 from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
@@ -94,8 +94,7 @@ class UnlearningJob:
                 raise ValueError(f"{missing[0]}: no value; questions and answers need one")
             if "{question}" not in str(template):
                 raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
-            if find_spec("rouge_score") is None:
-                raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+            require("RougeL of the answers", install("tofu"), "rouge_score")
             self.shape = shape_of(cast(LlamaSource, model), cast(TokenizerSource, tokenizer))
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
