@@ -7,6 +7,7 @@ Started by goldfish-train; type it yourself to debug a run in the foreground. Ex
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -16,7 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from goldfish.runs.job_log import configure_job_log
 from goldfish.runs.record import NO_SPACE, RunDirectory, is_first_process
+
+logger = logging.getLogger("goldfish")
 
 
 def main() -> int:
@@ -33,6 +37,9 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # SLURM announces its end of time by the last
         signal.signal(number, request_stop)
     _die_with_parent(is_first=is_first_process())
+    configure_job_log()
+    logger.info("%s", command)
+    logger.info("results go to %s", record.path.resolve())
     record.report(state="starting")
     config = record.config()
     run: Any

@@ -14,6 +14,7 @@ result.json        written LAST: its presence means "finished"
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+logger = logging.getLogger(__name__)
 SCHEMA = 1
 NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
 # Keys that change where or how fast a run happens and not what it computes.
@@ -100,6 +102,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._state: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -140,9 +143,16 @@ class RunDirectory:
         return config
 
     def report(self, **progress: Any) -> None:
-        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails."""
+        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails.
+
+        A new state is a line of job.log.
+        """
         if not is_first_process() and progress["state"] != "failed":
             return
+        if (state := progress["state"]) != self._state:
+            self._state = state
+            explained = state in ("refused", "interrupted")  # of a failure, the traceback is in job.log already
+            logger.info("%s", f"{state}: {progress['error']}" if explained else state)
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
     def progress(self) -> dict[str, Any]:

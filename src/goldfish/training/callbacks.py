@@ -1,5 +1,6 @@
 """What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,11 +8,14 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from goldfish.data.datamodule import shares_of
 from goldfish.data.packing import Prepared
 from goldfish.evaluation.extraction import Extraction, forced_matches
+
+logger = logging.getLogger(__name__)
 
 
 class Exposure(NamedTuple):
@@ -98,8 +102,21 @@ class Progress(pl.Callback):
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and log what trains where."""
         self._start = (time.perf_counter(), trainer.global_step)
+        processes, threads = trainer.world_size, torch.get_num_threads()
+        logger.info(
+            "training on %s: %d process%s of %d CPU thread%s, precision %s",
+            trainer.strategy.root_device,
+            *(processes, "es" * (processes > 1), threads, "s" * (threads > 1), trainer.precision),
+        )
+        begin = f"continuing after step {trainer.global_step} of" if trainer.global_step else "steps:"
+        logger.info("%s %s, of %s tokens each", begin, f"{self.steps:,}", f"{self.tokens_per_step:,}")
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log how far training came."""
+        seconds = time.perf_counter() - self._start[0]
+        logger.info("trained %d of %d steps; %.1f s since the start", trainer.global_step, self.steps, seconds)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         """Report if half a second has passed or this is the last step."""
@@ -158,8 +175,23 @@ class StopOnSignal(pl.Callback):
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop and trainer.global_step < trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
+
+
+class SaveEvery(Checkpoint):
+    """Saves a checkpoint at `path` every `steps` steps, after the step.
+
+    Lightning's ModelCheckpoint would do, but warns at length that with manual optimization it saves after the step.
+    """
+
+    def __init__(self, steps: int, path: str) -> None:
+        self.steps, self.path = steps, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save if it is time."""
+        if trainer.global_step % self.steps == 0:
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class Interrupted(Exception):

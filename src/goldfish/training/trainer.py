@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from goldfish.training.callbacks import StopOnSignal
+from goldfish.training.callbacks import SaveEvery, StopOnSignal
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
@@ -89,11 +89,7 @@ class TrainerSettings:
 
     def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
         """What writes `checkpoint`: when the run is asked to stop, and every `checkpoint_every` steps."""
-        every = dict(every_n_train_steps=self.checkpoint_every, enable_version_counter=False)
-        return [
-            StopOnSignal(stop_requested, str(checkpoint)),
-            ModelCheckpoint(checkpoint.parent, "last", **every),  # type: ignore[arg-type]
-        ]
+        return [StopOnSignal(stop_requested, str(checkpoint)), SaveEvery(self.checkpoint_every, str(checkpoint))]
 
     def trainer(
         self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str
@@ -103,6 +99,7 @@ class TrainerSettings:
             max_steps=steps,
             max_epochs=1,
             val_check_interval=min(self.validate_every, steps),
+            log_every_n_steps=min(self.log_every, steps),
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
