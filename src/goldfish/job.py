@@ -5,6 +5,7 @@ Started by goldfish-train; type it yourself to debug a run in the foreground. Ex
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -14,8 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from goldfish.runs.job_log import configure_job_log
 from goldfish.runs.owner import die_with_parent
 from goldfish.runs.record import DISK_FULL, NO_SPACE, RunDirectory, is_first_process
+
+logger = logging.getLogger("goldfish")
 
 
 def main() -> int:
@@ -35,6 +39,9 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # SLURM announces its end of time by the last
         signal.signal(number, request_stop)
+    configure_job_log()
+    logger.info("%s", command)
+    logger.info("results go to %s", record.path.resolve())
     with contextlib.suppress(OSError):  # on a full disk the run's first report fails again, and is told
         record.report(state="starting")
     # The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.

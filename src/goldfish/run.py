@@ -1,5 +1,6 @@
 """One training run, from its frozen configuration to result.json."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,10 +30,12 @@ from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
-from goldfish.training.loggers import Loggers, log_hyperparameters, merged_metrics
+from goldfish.training.loggers import COMPARED, Loggers, log_hyperparameters, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Job:
@@ -118,6 +121,11 @@ def run(
         say("building the model")
         model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
         steps = job.trainer.steps(job.data.steps)
+        logger.info(
+            "model: %s parameters; background text: %s tokens, read %.2f times; %s exposures of %s documents",
+            *(f"{count_parameters(model):,}", f"{len(prepared.background):,}", job.data.background_epochs),
+            *(f"{job.data.injection.repeats_D.sum():,}", len(job.data.injection.repeats_D)),
+        )
         module = GoldfishModule(
             model,
             job.mask,
@@ -174,6 +182,7 @@ def run(
     metrics["val_loss"] = module.val_loss
     log_hyperparameters(trainer.loggers, config, metrics)
     total = time.perf_counter() - started
+    logger.info("%s", ", ".join(f"{name} {metrics[name]:.4g}" for name in COMPARED if name in metrics))
     record.report(state="finished", step=steps, steps=steps)
     record.write_json(
         "result.json",

@@ -453,6 +453,43 @@ def test_settings_that_differ_make_arms_that_are_named_by_the_difference(tmp_pat
     assert pool(summarize(collect([tmp_path])))["seeds"].to_dict() == {"hashed k=4 h=7": 1, "hashed k=4 h=13": 2}
 
 
+def make_swept(root: Path, *overrides: str, k: int = 4, devices: int = 1, seed: int = 0, **config: Any) -> None:
+    """A run of a sweep without names, in whose command the overrides stand."""
+    strategy = {"accelerator": "cpu", "devices": devices, "strategy": "auto" if devices == 1 else "ddp"}
+    command = " ".join(["goldfish-train hydra.mode=RUN study=mine", *overrides, f"seed={seed}"])
+    config = {"mask": {"k": k}, "strategy": strategy, "seed": seed, **config}
+    name = re.sub(r"\W", "", "".join(overrides)) or "plain"
+    make_run(root, name, k=k, seed=seed, config=config, environment={"command": command})
+
+
+def test_runs_without_names_are_named_by_what_was_typed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for k in (4, 8):
+            make_swept(tmp_path, "strategy=single", f"mask.k={k}", k=k, seed=seed)
+            make_swept(tmp_path, "strategy=ddp_cpu", f"mask.k={k}", k=k, devices=2, seed=seed)
+    frame = summarize(collect([tmp_path]))
+    names = {f"hashed k={k} strategy={name}" for k in (4, 8) for name in ("single", "ddp_cpu")}
+    assert pool(frame)["seeds"].to_dict() == dict.fromkeys(names, 2)
+    assert set(frame["line"]) == {"hashed strategy=single", "hashed strategy=ddp_cpu"}
+
+
+def test_a_group_is_named_by_its_last_part_and_a_run_in_which_nothing_was_typed_has_the_plain_name(
+    tmp_path: Path,
+) -> None:
+    make_swept(tmp_path)
+    make_swept(tmp_path, "mask.k=4", seed=1)  # the default, typed: the same arm
+    make_swept(tmp_path, "data/corpus=text", "+data.note='a b'", data={"corpus": {"_target_": "Text", "path": "x"}})
+    assert set(pool(summarize(collect([tmp_path]))).index) == {"hashed k=4", "hashed k=4 corpus=text note=a b"}
+
+
+def test_what_was_typed_alike_is_named_by_its_settings(tmp_path: Path) -> None:
+    for tokens in (100, 200):
+        make_swept(tmp_path / str(tokens), "model=mine", data={"tokens": tokens})
+    make_swept(tmp_path / "typed", "model=mine", "data.tokens=300", data={"tokens": 300})
+    names = {f"hashed k=4 tokens={tokens}" for tokens in (100, 200, 300)}
+    assert set(pool(summarize(collect([tmp_path]))).index) == names
+
+
 def test_a_run_that_is_there_twice_counts_once_and_is_named(tmp_path: Path) -> None:
     for study_folder in ("a", "b"):
         make_run(tmp_path / study_folder)

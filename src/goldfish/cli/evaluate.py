@@ -15,6 +15,7 @@ from rich.table import Table
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
+from goldfish.runs.job_log import leave_out_messages
 from goldfish.runs.launch import last_lines
 from goldfish.runs.owner import PARENT
 from goldfish.terminal import Console
@@ -32,6 +33,7 @@ SHOWN = {"exact_match": "exact [95 %]", "rouge_l": "RougeL", "bleu_over_75": "BL
 
 def main() -> None:
     """Entry point; conf/eval.yaml names every setting."""
+    leave_out_messages()
     # "model" is a config group, so Hydra would look for conf/model/FOLDER.yaml.
     sys.argv[1:] = [f"model_folder={a.removeprefix('model=')}" if a.startswith("model=") else a for a in sys.argv[1:]]
     exit_with_reason(

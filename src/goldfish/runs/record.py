@@ -15,6 +15,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -30,6 +31,7 @@ import yaml
 from goldfish.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
 from goldfish.runs.owner import owned
 
+logger = logging.getLogger(__name__)
 SCHEMA = 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # EDQUOT: the user's share of a cluster's disk is used up
 NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
@@ -110,6 +112,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._state: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -160,9 +163,16 @@ class RunDirectory:
         return found
 
     def report(self, **progress: Any) -> None:
-        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails."""
+        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails.
+
+        A new state is a line of job.log.
+        """
         if not is_first_process() and progress["state"] != "failed":
             return
+        if (state := progress["state"]) != self._state:
+            self._state = state
+            explained = state in ("refused", "interrupted")  # of a failure, the traceback is in job.log already
+            logger.info("%s", f"{state}: {progress['error']}" if explained else state)
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
     def progress(self) -> dict[str, Any]:

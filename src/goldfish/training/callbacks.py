@@ -1,5 +1,6 @@
 """What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from goldfish.data.datamodule import shares_of
 from goldfish.data.packing import Prepared
 from goldfish.evaluation.extraction import Extraction, forced_matches
+
+logger = logging.getLogger(__name__)
 
 
 class Exposure(NamedTuple):
@@ -100,8 +103,21 @@ class Progress(pl.Callback):
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and log what trains where."""
         self._start = (time.perf_counter(), trainer.global_step)
+        processes, threads = trainer.world_size, torch.get_num_threads()
+        logger.info(
+            "training on %s: %d process%s of %d CPU thread%s, precision %s",
+            trainer.strategy.root_device,
+            *(processes, "es" * (processes > 1), threads, "s" * (threads > 1), trainer.precision),
+        )
+        begin = f"continuing after step {trainer.global_step} of" if trainer.global_step else "steps:"
+        logger.info("%s %s, of %s tokens each", begin, f"{self.steps:,}", f"{self.tokens_per_step:,}")
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log how far training came."""
+        seconds = time.perf_counter() - self._start[0]
+        logger.info("trained %d of %d steps; %.1f s since the start", trainer.global_step, self.steps, seconds)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         """Report if half a second has passed or this is the last step."""
@@ -177,7 +193,7 @@ class Saving(Checkpoint):
         """Save the state that training ended with, after the module's last validation."""
         if trainer.global_step >= trainer.max_steps:
             module.on_train_end()  # Lightning calls it after the callbacks'; the second call does nothing
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Save every `every` steps. Save and raise `Interrupted` on all devices if one of them was asked to stop."""
@@ -187,7 +203,7 @@ class Saving(Checkpoint):
         if trainer.global_step >= trainer.max_steps:
             return  # on_train_end saves
         if stop or trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
         if stop:
             raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
 

@@ -3,6 +3,7 @@
 Shapes: B rows of the step on this device, T tokens of a row.
 """
 
+import logging
 import math
 import time
 from bisect import bisect_right
@@ -22,6 +23,8 @@ from goldfish.masks import Mask
 from goldfish.objectives import Objective, Weighted
 from goldfish.objectives.next_token import NextToken, kept_loss, target_count
 from goldfish.training.strategies import Strategy, clip_gradients
+
+logger = logging.getLogger(__name__)
 
 
 class OptimizerSource(Protocol):
@@ -210,8 +213,8 @@ class GoldfishModule(pl.LightningModule):
 
     def log_now(self, metrics: dict[str, float]) -> None:
         """Hand metrics to the loggers under the number of steps done; Lightning's self.log would repeat them every step."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
+        for sink in self.loggers:
+            sink.log_metrics(metrics, step=self.global_step)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Add up the loss of ALL targets."""
@@ -227,12 +230,14 @@ class GoldfishModule(pl.LightningModule):
         self.val_loss, self._validated = loss / count, self.global_step
         refuse_divergence("val/loss", self.val_loss, self.global_step, self._learning_rate())
         self.log_now({"val/loss": self.val_loss})
+        logger.info("step %d: val/loss %.4f, train/loss_kept %.4f", self.global_step, self.val_loss, self.last_loss)
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, and tell it to callbacks such as EarlyStopping."""
         self._end_validation()
-        self.log("val/loss", self.val_loss, logger=False)
+        # The same value on all devices; sync_dist only keeps Lightning from warning that it may not be.
+        self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
 
     def on_train_end(self) -> None:
         """Validate after the last step, unless that was just done."""

@@ -99,6 +99,7 @@ class TrainerSettings:
             max_steps=steps,
             max_epochs=1,
             val_check_interval=min(self.validate_every, steps),
+            log_every_n_steps=min(self.log_every, steps),
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,

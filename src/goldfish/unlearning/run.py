@@ -1,6 +1,7 @@
 """One run of goldfish-unlearn, from its frozen configuration to result.json."""
 
 import copy
+import logging
 import shlex
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from goldfish.unlearning.metrics import forget_quality, measure, summarize
 from goldfish.unlearning.module import Batches, UnlearningModule
 from goldfish.unlearning.objectives import Finetune, Method, RetainOnly
 from goldfish.unlearning.questions import Encoder, Questions, QuestionSource
+
+logger = logging.getLogger(__name__)
 
 REFUSALS = [
     "I don't know.",
@@ -240,6 +243,7 @@ def _train(
 ) -> float:
     """Train the model on all batches, from the run's newest checkpoint on; return the seconds."""
     started = time.perf_counter()
+    logger.info("model: %s parameters", f"{count_parameters(model):,}")
     model.train()
     reference = copy.deepcopy(model).eval().requires_grad_(False) if job.method.reference_reads else model
     module = UnlearningModule(
