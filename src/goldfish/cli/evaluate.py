@@ -76,7 +76,7 @@ def _task(cfg: DictConfig) -> None:
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
     record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
-    (job.out / "progress.json").unlink()
+    (job.out / "progress.json").unlink(missing_ok=True)  # not there where an earlier attempt did every part
     _print(summary, console)
     console.print(f"results: {job.out}", markup=False, highlight=False)
 
@@ -99,6 +99,7 @@ def _progress(subject: Any, job: Any, record: Any, console: Console) -> Any:
     console.print(
         f"{len(subject.documents):,} documents: about {total - of_members:,} tokens to read and decode{also}",
         highlight=False,
+        soft_wrap=True,
     )
     ranks = range(1, job.processes)
     return TokenProgress(record.report, total, kept, lambda: sum(tokens_done(job.out, rank) for rank in ranks))
@@ -151,7 +152,8 @@ def _print(summary: dict[str, Any], console: Console) -> None:
             if aucs
             else "scores in membership.parquet (an AUC needs a run's trained and never-seen documents)"
         )
-        console.print(f"membership inference on {_tokens(summary['membership_tokens'])}, {found}", highlight=False)
+        said = f"membership inference on {_tokens(summary['membership_tokens'])}, {found}"
+        console.print(said, highlight=False, soft_wrap=True)
     if "perplexity" in summary:
         console.print(
             "perplexity {perplexity:.2f}, loss {loss:.3f} nats a token".format(**summary["perplexity"]), highlight=False

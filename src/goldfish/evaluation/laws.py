@@ -91,9 +91,8 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
     """A row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
 
     Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures), `bucket` (its middle), `offset`, `prefix_tokens`,
-    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the separator are left
-    out.
-    ValueError if there is no finished run.
+    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the
+    separator are left out. ValueError if there is no finished run.
     """
     tables = []
     for path in paths:
