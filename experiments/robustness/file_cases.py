@@ -114,7 +114,6 @@ TARGETS = [
     *(Target(f"{RUN}/{name}", "report", other=f"{OTHER_RUN}/{name}") for name in (
         "result.json", "summary.json", "config.yaml", "environment.json", "metrics.csv", "exposures.csv", "extraction.parquet")),
     Target(f"{RUN}/evaluations/prefix8_suffix8/summary.json", "report"),
-    Target(RUN, "report", is_folder=True),
     *(Target(f"{RUN}/{name}", "evaluate_run", other=f"{OTHER_RUN}/{name}") for name in (
         "config.yaml", "documents.jsonl", "exposures.csv", "model/model.safetensors", "model/config.json")),
     *(Target(f"killed_evaluation/{name}", "continue_evaluation", exact=name != "config.yaml", other=other) for name, other in (
@@ -429,7 +428,9 @@ def verdict(case: Case, workspace: Workspace, expected: dict[str, Any]) -> tuple
         path, other = damaged.path(target.path), target.other and damaged.path(target.other)
         damage(path, case.kind, random.Random(case.seed), sentinel, other or None)
         finished = _content(damaged.root / "runs")
-        state, said = _run(ACTIONS[target.action], lambda: expected[target.action] if target.exact else None, target)
+        edited = path.suffix == ".parquet" and case.kind in ("hostile", "raw_escapes")  # a whole file of other texts
+        wanted = expected[target.action] if target.exact and not edited else None
+        state, said = _run(ACTIONS[target.action], wanted, target)
         if sentinel.exists():
             return "fault: executed", said
         if _content(damaged.root / "runs") != finished:
@@ -439,7 +440,7 @@ def verdict(case: Case, workspace: Workspace, expected: dict[str, Any]) -> tuple
         return state, said
 
 
-def _run(action: Action, expected: Callable[[], Any], target: Target) -> tuple[str, str]:
+def _run(action: Action, expected: Any, target: Target) -> tuple[str, str]:
     """Run the action with everything that the process prints caught."""
     with tempfile.TemporaryFile() as caught:
         state = ""
@@ -447,7 +448,7 @@ def _run(action: Action, expected: Callable[[], Any], target: Target) -> tuple[s
             try:
                 found: list[Any] = []
                 exit_with_reason("goldfish", lambda: found.append(action()))
-                if expected() is not None and found[0] != expected():
+                if expected is not None and found[0] != expected:
                     state = "fault: another result, and nothing was said"
             except SystemExit as ended:
                 state = "" if ended.code in (0, None) else "named"
@@ -461,6 +462,9 @@ def _run(action: Action, expected: Callable[[], Any], target: Target) -> tuple[s
     if state == "named":
         names = {part.removesuffix(".bin") for part in target.path.split("/") if part not in ("runs", "study", "CACHE")}
         names |= {(target.other or target.path).rpartition("/")[2]}  # the other of a pair
+        names |= (
+            {"data.corpus", "data.injection"} if target.action.startswith("corpus") else set()
+        )  # too little text is left
         if not any(name in said for name in names):
             state = "fault: the message does not name the file"
         if "Traceback" in said:
