@@ -147,7 +147,7 @@ def keys(cls: type, node: dict[str, Any], path: str = "") -> Iterator[tuple[str,
     hints = get_type_hints(constructor.__init__, include_extras=True)
     for name, value in node.items():
         if name != "_target_":
-            yield f"{path}{name}", hints[name]
+            yield f"{path}{name}", hints.get(name, Any)
         if isinstance(value, dict) and "_target_" in value:
             yield from keys(_resolve(value["_target_"]), value, f"{path}{name}.")
 
