@@ -10,6 +10,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.config import path_problem
+
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
@@ -44,4 +46,6 @@ def _reason(error: BaseException) -> str:
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if launcher and launcher[1] in EXTRAS:
         return f'hydra/launcher={launcher[1]} is not installed; type: pip install "goldfish[{EXTRAS[launcher[1]]}]"'
+    if isinstance(error, OSError) and error.filename is not None:
+        return path_problem(error)
     return str(error)
