@@ -4,12 +4,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from goldfish.cli.train import folder_of
 from goldfish.config import ConfigError, build, home
 from goldfish.data.corpus import Factbook, Mixture
 from goldfish.evaluation.similarity import Similarity
 from goldfish.masks import Hashed, KeepAll
 from goldfish.run import Job
 from goldfish.runs.record import identity, label, run_dir_of
+from goldfish.training.optimizers import AdamW
 
 
 def set_key(config, key, value):
@@ -47,6 +49,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
                 "packages that are not installed",
                 "exposures do not fit",
                 "type optimizer=adamw",
+                "type data/tokenizer=smollm2",
             )
             assert all(any(need in problem for need in needs) for problem in error.problems), (option, error)
 
@@ -92,6 +95,16 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
         ("model.heads", 3, "model.hidden_size=128: must be a multiple of 2 x heads=3"),
         ("trainer.options", {"logger": False}, "trainer.options.logger: not an option of lightning.pytorch.Trainer"),
         ("trainer.clip", -1.0, "trainer.clip=-1.0: must be more than 0 (a number), or null; type trainer.clip=1.0"),
+        ("model.hidden_size", 0, "model.hidden_size=0: must be at least 1 (a whole number)"),
+        ("model.hidden_size", 12, "model.hidden_size=12: must be a multiple of 2 x heads=4, since rotary"),
+        ("optimizer.lr", float("inf"), "optimizer.lr=inf: must be more than 0 (a number), finite; type optimizer.lr=0.02"),
+        ("evaluation.edit_rate", [0.0, float("nan")], "evaluation.edit_rate=[0.0, nan]: must be at least 0 and at most 1 (a number), or a list of such values, finite"),
+        ("evaluation.top_k", 2**64, "evaluation.top_k=18446744073709551616: must be at least 0 (a whole number), within 64 bits"),
+        ("study", "a\0b", "study='a\\x00b': must be text, without null characters"),
+        ("data.injection.repeats", 2**40, "exposures do not fit"),
+        ("data.tokenizer", {"_target_": "goldfish.masks.Static"}, "data.tokenizer._target_=goldfish.masks.Static: must be a class with build, fingerprint, vocab_size"),
+        ("seed", {"_target_": "goldfish.masks.Static"}, "seed={'_target_': 'goldfish.masks.Static'}: must be at least 0"),
+        ("trainer.options", {"limit_val_batches": 0}, "trainer.options.limit_val_batches: not an option"),
         ("strategy.precision", "16", "strategy.precision='16': must be one of '32-true'"),
     ],
 )  # fmt: skip
@@ -99,6 +112,28 @@ def test_a_mistake_is_told_with_its_path_and_what_is_allowed(composed, key, valu
     with pytest.raises(ConfigError) as caught:
         build(Job, set_key(composed(), key, value))
     assert any(words in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_an_unexpected_exception_of_a_constructor_is_a_sentence_too(composed, monkeypatch):
+    monkeypatch.setattr(Hashed, "__init__", lambda self, k: 1 // 0)
+    with pytest.raises(ConfigError, match=r"^mask: cannot be built from these values \(ZeroDivisionError: .*\); type"):
+        build(Job, composed("mask=static") | {"mask": {"_target_": "goldfish.masks.Hashed", "k": 1}})
+
+
+def test_a_constructor_called_from_python_refuses_what_the_configuration_refuses():
+    with pytest.raises(
+        ValueError, match=r"^lr=nan: must be more than 0 .*\nbeta1=1: must be at least 0 and less than 1"
+    ):
+        AdamW(lr=float("nan"), beta1=1)
+    assert AdamW(1, weight_decay=0).lr == 1  # a whole number is a number
+
+
+def test_a_folder_that_cannot_be_named_is_told_with_all_that_is_wrong(composed):
+    with pytest.raises(ConfigError, match=r"mask=None: must be one of(.|\n)*seed=-1: must be at least 0"):
+        folder_of(composed("seed=-1") | {"mask": None})
+    for key in ("name", "arm"):
+        with pytest.raises(ValueError, match=f"{key}='a/b': must be the name of a folder"):
+            folder_of(composed() | {key: "a/b"})
 
 
 def test_all_mistakes_are_told_at_once(composed):

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import random
 import shlex
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 
 from goldfish.checks import BOUNDS, is_plain, typed
 from goldfish.cli import evaluate
+from goldfish.cli.errors import _reason
 from goldfish.cli.train import folder_of, plain
 from goldfish.config import ConfigError, _resolve, build, home
 from goldfish.evaluation.job import EvaluationJob
@@ -147,7 +149,7 @@ def keys(cls: type, node: dict[str, Any], path: str = "") -> Iterator[tuple[str,
     hints = get_type_hints(constructor.__init__, include_extras=True)
     for name, value in node.items():
         if name != "_target_":
-            yield f"{path}{name}", hints[name]
+            yield f"{path}{name}", hints.get(name, Any)
         if isinstance(value, dict) and "_target_" in value:
             yield from keys(_resolve(value["_target_"]), value, f"{path}{name}.")
 
@@ -228,7 +230,8 @@ class Workspace:
 
     def _verdict(self, case: Case) -> tuple[str, str]:
         config, run_dir = case.config(), None
-        config |= {} if case.command == "eval" or "log_dir" in dict(case.changes) else {"log_dir": "own"}
+        own = "out" if case.command == "eval" else "log_dir"  # of this case alone; the prepared text is shared
+        config |= {} if own in dict(case.changes) else {own: "own"}
         try:
             if case.command == "eval":
                 work = _work(build(EvaluationJob, config).evaluation, 2)
@@ -239,10 +242,17 @@ class Workspace:
                 run_dir = folder_of(config)
                 work = _work_of(build(PARTS[case.command][0], config))
                 if work <= MOST_WORK:
-                    RunDirectory(run_dir).claim(config)
+                    try:
+                        RunDirectory(run_dir).claim(config)
+                    except OSError as error:
+                        return _told(_reason(error), case, None)
                     (train if case.command == "train" else unlearn)(config, run_dir, "command")
         except (ConfigError, RunDirectoryError) as error:
             return _told(str(error), case, run_dir)
+        except (ValueError, OSError) as error:  # goldfish-eval tells both in words
+            if case.command == "eval":
+                return _told(_reason(error), case, None)
+            return f"FAULT: {type(error).__name__}", str(error)
         except FloatingPointError as error:
             return "diverged", str(error)
         except BaseException as error:
@@ -285,11 +295,13 @@ def _told(message: str, case: Case, run_dir: Path | None) -> tuple[str, str]:
     names = {part for key, _ in case.changes for part in key.split(".")} | {o.split("=")[0] for o in case.overrides}
     if "cannot be built from these values" in message:
         return "FAULT: unexpected exception of a constructor", message
+    names |= {"model"} & {name.removesuffix("_folder") for name in names}
+    names |= {repr(value)[1:60] for _, value in case.changes if isinstance(value, str)}
     if not any(name.rpartition("/")[2] in message for name in names):
         return "FAULT: message names no changed key", message
     if not any(word in message.lower() for word in HELPS):
         return "FAULT: message says not what is allowed", message
-    if run_dir is not None and (run_dir / "result.json").exists() and case.command != "eval":
+    if run_dir is not None and os.path.exists(run_dir / "result.json") and case.command != "eval":
         return "FAULT: a refused run has a result", message
     return "refused", message
 

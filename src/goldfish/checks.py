@@ -166,6 +166,8 @@ def _extreme(value: Any) -> str | None:
         return "within 64 bits (below 9.2e18)"
     if isinstance(value, float) and not math.isfinite(value):
         return "finite"
+    if value == "":
+        return "not empty"
     if isinstance(value, str) and not _is_writable(value):
         return "without null characters and halves of surrogate pairs"
     return None

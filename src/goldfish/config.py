@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
 import inspect
 import os
@@ -14,6 +15,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from goldfish.checks import default_of, fitted, is_plain
 
+PATH_ERRORS = {
+    getattr(errno, name)
+    for name in ["ENOENT", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EROFS"]
+}
 ALLOWED_TARGETS = ("goldfish.",)
 T = TypeVar("T")
 
@@ -35,6 +40,15 @@ def refusing() -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    except OSError as error:
+        if error.errno not in PATH_ERRORS:  # a full or broken disk is no mistake of the configuration
+            raise
+        raise ConfigError([path_problem(error)]) from error
+
+
+def path_problem(error: OSError) -> str:
+    """A file that cannot be opened or a folder that cannot be made, in words."""
+    return f"{error.strerror}: {str(error.filename)[:200]!r}; give a path that can be read or written"
 
 
 def home() -> Path:
@@ -78,6 +92,8 @@ def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> An
         return cls(**values)
     except (ValueError, TypeError) as error:
         problems += [_with_path(line, path, names) for line in str(error).split("\n")]
+    except OSError as error:
+        problems.append(f"{path.removesuffix('.') or cls.__name__}: {path_problem(error)}")
     except Exception as error:  # no constructor should, but a user gets a sentence also then
         problems.append(
             f"{path.removesuffix('.') or cls.__name__}: cannot be built from these values "

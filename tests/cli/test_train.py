@@ -41,10 +41,18 @@ def test_bad_input_is_told_in_a_sentence_and_leaves_nothing(command, tmp_path, a
     assert not list(tmp_path.glob("logs/runs/*"))
 
 
+def test_a_diverged_run_is_one_sentence_and_no_result(command, tmp_path):
+    done = command("goldfish-train", *TINY, "optimizer.lr=1e30", "run_dir=run")
+    assert done.returncode == 1 and "training diverged" in (told := " ".join(done.stdout.split()))
+    assert "type a lower optimizer.lr" in told
+    assert "Traceback" not in done.stdout + done.stderr and not (tmp_path / "run" / "result.json").exists()
+
+
 def test_an_empty_text_file_is_refused(command, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     done = command("goldfish-train", *TINY, "data=text", "data.corpus.path=empty.txt")
     assert done.returncode == 1 and "data.corpus: the corpus holds no text" in done.stdout
+    assert "Traceback" not in done.stdout and not list(tmp_path.glob("logs/runs/*"))
 
 
 def test_a_folder_that_holds_something_else_is_not_touched(command, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.config import path_problem
 from goldfish.extras import install
 from goldfish.runs.record import DISK_FULL
 from goldfish.terminal import complain
@@ -37,7 +38,7 @@ def in_words(error: BaseException) -> str:
         where = f" of {error.filename}" if error.filename else ""
         return f"no space left on the disk{where}; free some and type the same command: it continues"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return path_problem(error)
     cause: BaseException | None = error
     while cause is not None:
         if (

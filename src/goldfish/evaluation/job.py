@@ -56,7 +56,7 @@ class EvaluationJob:
             raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
         for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
             if path is not None and not Path(path).exists():
-                raise ValueError(f"{key}={path}: no such file or folder")
+                raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
         if run is not None and not RunDirectory(Path(run)).finished:
             raise ValueError(f"run={run}: no finished run there (no result.json)")
         if run is not None and not (Path(run) / "exposures.csv").is_file():

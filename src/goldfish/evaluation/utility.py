@@ -90,7 +90,7 @@ def find_tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[An
         matching = [task] if task in alone else manager.match_tasks([task])
         if not matching:
             close = ", ".join(get_close_matches(task, manager.all_tasks))
-            hint = f"did you mean: {close}" if close else "`lm-eval ls tasks` lists those of the harness"
+            hint = f"did you mean: {close}" if close else "type one of those that `lm-eval ls tasks` lists"
             raise ValueError(f"tasks: there is no task {task!r}; {hint}")
         names += matching
     return manager, list(dict.fromkeys(names))

@@ -55,7 +55,7 @@ class Strategy:
         compile: bool = False,
     ) -> None:
         if accelerator == "cpu" and devices == "auto":
-            raise ValueError("devices='auto': counts GPUs; on a CPU say how many processes, for example devices=2")
+            raise ValueError("devices='auto': counts GPUs, and on a CPU there are none; type strategy.devices=2")
         if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
             raise ValueError(
                 f"devices={devices}, num_nodes={num_nodes}: must be 1 of each here; for several type strategy=ddp, ddp_cpu or fsdp2"
