@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-PATIENCE = 10.0  # seconds after the command's end until no process of it may be alive
+PATIENCE = 10.0  # seconds after the command's end until no process of it may be alive, on a calm machine
 DISK = "400m"  # of a full disk
-LIMIT = 300.0  # seconds until a command hangs
+LIMIT = 300.0  # seconds until a command hangs, on a calm machine
 MARK = "GOLDFISH_KILLS"  # in the environment of every process of a command
 
 
@@ -77,11 +77,11 @@ class Command:
     def wait(self) -> tuple[int | None, str]:
         """Its exit code (None: it hung) and what it printed; Lost if a process of it lives on; then it is killed."""
         while not self.ended():
-            if time.monotonic() - self.started > LIMIT:
+            if time.monotonic() - self.started > LIMIT * crowd():
                 break
             time.sleep(0.02)
         code, ended = self._process.poll(), time.monotonic()
-        while (left := self.alive()) and time.monotonic() - ended < PATIENCE:
+        while (left := self.alive()) and time.monotonic() - ended < PATIENCE * crowd():
             time.sleep(0.02)
         names = [_command_line(pid) for pid in left]
         self.kill()
@@ -90,8 +90,13 @@ class Command:
         said = self._log.read().decode(errors="replace")
         self._log.close()
         if code is not None and names:
-            raise Lost(f"alive {PATIENCE:.0f} s after the end: {'; '.join(names)}")
+            raise Lost(f"alive {time.monotonic() - ended:.0f} s after the end: {'; '.join(names)}")
         return code, said
+
+
+def crowd() -> float:
+    """How many times longer the processor takes because others use it: running processes a core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Lost(Exception):

@@ -21,9 +21,10 @@ def test_a_full_disk_is_told_with_what_to_do(number, capsys):
     )
 
 
-def test_another_error_of_the_system_is_not_taken_for_a_full_disk():
+def test_another_error_of_the_system_is_told_with_its_file_and_not_taken_for_a_full_disk(capsys):
     def write():
-        raise PermissionError(errno.EACCES, "denied")
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/config.yaml")
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(SystemExit, match="1"):
         exit_with_reason("goldfish-eval", write)
+    assert "runs/config.yaml: Permission denied" in capsys.readouterr().err

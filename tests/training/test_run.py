@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -144,6 +145,11 @@ def test_metrics_survive_a_kill_at_any_of_their_writes(tmp_path, monkeypatch):
     (empty := tmp_path / "csv" / "attempt_001" / "metrics.csv").parent.mkdir()
     empty.touch()  # of an attempt that was killed before it wrote its first line
     assert merged_metrics(tmp_path).to_dict("records") == [{"step": 1, "a": 1.0}]
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left := tmp_path / "csv" / "attempt_000" / f".metrics.csv.{platform.node()}.{ended.pid}").touch()
+    Loggers(tensorboard=False)(tmp_path)
+    assert not left.exists()
 
 
 def kill_after(step, run_dir):

@@ -10,6 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from goldfish.runs.owner import owned
 from goldfish.runs.record import write_atomically
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class Loggers:
 
     def __call__(self, run_dir: Path) -> list[Logger]:
         """Return the loggers. A resumed run gets a CSV file of its own, because Lightning's would delete the first."""
-        attempt = len(list((run_dir / "csv").glob("*")))
+        for before in (attempts := list((run_dir / "csv").glob("*"))):
+            owned(before / "metrics.csv")  # removes what a kill left of its writes
         loggers: list[Logger] = [
-            WholeCsvLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)
+            WholeCsvLogger(run_dir, name="csv", version=f"attempt_{len(attempts):03d}", flush_logs_every_n_steps=1)
         ]
         if self.tensorboard:
             board = TensorBoardLogger(run_dir, name="tensorboard", version="")
