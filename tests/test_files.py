@@ -276,6 +276,20 @@ def test_one_damaged_run_among_many_is_named_and_left_out(tmp_path, workspace, c
     assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 1 + 19
 
 
+def test_names_of_a_run_are_made_safe_for_tables_figures_and_the_page(tmp_path, workspace):
+    from goldfish.runs.finished import collect
+    from goldfish.runs.report import latex, summarize
+    from goldfish.runs.tables import tabulate
+
+    folder = shutil.copytree(workspace.root / "runs" / "study" / "run_one", tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    written(folder / "result.json", json.dumps({**result, "run": HOSTILE, "study": HOSTILE, "arm": HOSTILE}))
+    runs = collect([folder])
+    assert runs[0].result["run"] == safe(HOSTILE)
+    shown = summarize(runs).to_csv() + latex(tabulate(runs, []))
+    assert not RAW.search(shown) and "\\x1b]52" in summarize(runs).to_csv()
+
+
 def test_a_glob_enters_no_circle_of_linked_folders(tmp_path):
     from goldfish.data.corpus.text import files_of
 

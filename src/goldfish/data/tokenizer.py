@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from goldfish.checks import Count, checked
 from goldfish.data.corpus import Document
 from goldfish.data.corpus.base import sha256_of
+from goldfish.files import FileError
 from goldfish.pretrained import load_tokenizer
 
 SEPARATOR = "<|endoftext|>"
@@ -80,10 +81,7 @@ class Pretrained:
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Load it; `texts` are not read."""
         tokenizer = load_tokenizer(self.path)
-        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-            raise ValueError(
-                f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with"
-            )
+        separator_id(tokenizer)  # refuses one that has none
         return tokenizer
 
     def fingerprint(self) -> str:
@@ -95,7 +93,12 @@ class Pretrained:
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the token that begins every document, in training and in the prompts of the evaluation."""
-    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if found is None:
+        raise FileError(
+            f"{tokenizer.name_or_path}: the tokenizer has neither an eos nor a bos token to separate documents with"
+        )
+    return int(found)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from goldfish.files import parse_json, parse_yaml, read_text
+from goldfish.files import parse_json, parse_yaml, read_text, safe
 from goldfish.runs.record import read_rows
 
 _METRICS = ("exact_match", "rouge_l", "longest_prefix")
@@ -180,12 +180,23 @@ def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
             told = str(error) if str(error).startswith(str(file)) else f"{file}: cannot be read: {error}"
             problems.append(told if os.path.lexists(file) else f"{file}: is missing, though the run is finished")
             return None
+        if not rows:
+            value = _shown(value)
         if keys is not None:
             for number, item in enumerate(value if rows else [value], start=1):
                 problems.extend(f"{file}{f', row {number}' * rows}: {problem}" for problem in _problems(item, keys))
         return value
 
     return load
+
+
+def _shown(value: Any) -> Any:
+    """Return the value with every text in it safe to show: a name with control characters would spoil an SVG, too."""
+    if isinstance(value, dict):
+        return {_shown(key): _shown(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return safe(value) if isinstance(value, str) else value
 
 
 def _summary(folder: Path, load: Callable[..., Any], problems: list[str]) -> dict[str, Any]:

@@ -90,9 +90,7 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as content:
             wrong_part = content.testzip()
         if wrong_part is None:
-            whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses to run what it holds
-            if not isinstance(whole, dict) or not isinstance(whole.get("state_dict"), dict):
-                return "not a checkpoint of Lightning (no state_dict)"
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses to run what it holds
     except Exception as error:  # zipfile, zlib and torch have many
         return f"not a whole checkpoint ({reason(error)})"
     return f"the checksum of {wrong_part} is wrong" if wrong_part else None
@@ -100,7 +98,10 @@ def damage(path: Path) -> str | None:
 
 def other_model(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
     """How the weights in a checkpoint's file differ from a model's shapes by name; None if they do not."""
-    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = whole.get("state_dict") if isinstance(whole, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(one, torch.Tensor) for one in weights.values()):
+        return "it holds no weights by name (state_dict)"
     for name, tensor in weights.items():
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name]):
             return f"{name} is of shape {tuple(tensor.shape)}, the model's of {tuple(shapes[name])}"
