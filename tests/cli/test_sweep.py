@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import platform
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 import yaml
 from conftest import TINY, start
 from hydra.errors import MissingConfigException
+from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
-from goldfish.cli.sweep import expand
+from goldfish.cli.sweep import expand, launch_missing
 from goldfish.config import ConfigError
 
 
@@ -84,6 +87,15 @@ def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tm
     assert set(wanted) <= set(rows["k4"]) and rows["k4"]["k"] == "4" and rows["standard"]["k"] == ""
     assert rows["k4"]["control_rouge_l"] == rows["control"]["rouge_l"] != ""
     assert "<svg" in (tmp_path / "logs" / "s" / "report.html").read_text()
+
+
+def test_the_file_of_a_killed_sweep_is_removed_by_the_next(tmp_path):
+    (run_dir := tmp_path / "run").mkdir()
+    (run_dir / "result.json").touch()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left := tmp_path / f".sweep.{platform.node()}.{ended.pid}").touch()
+    assert launch_missing({run_dir: []}, lambda jobs: [], Console(quiet=True)) == {} and not left.exists()
 
 
 def test_a_grid_sweep_gives_every_combination_a_folder(command, tmp_path):

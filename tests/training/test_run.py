@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -30,7 +29,6 @@ from goldfish.run import _proof
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Exposure, Interrupted
 from goldfish.training.checkpoints import WholeCheckpoints
-from goldfish.training.loggers import Loggers, merged_metrics
 
 
 def test_a_run_leaves_what_the_contract_says(tiny, tmp_path):
@@ -133,23 +131,6 @@ def test_a_stop_during_preparation_is_heard_and_the_same_command_continues(tiny,
     assert list(tmp_path.glob("*.partial")) and not RunDirectory(run_dir).checkpoint.exists()
     do(config, run_dir)
     assert result(run_dir)["exposures"]["missing"] == 0 and not list(tmp_path.glob("*.partial"))
-
-
-def test_metrics_survive_a_kill_at_any_of_their_writes(tmp_path, monkeypatch):
-    (logger,) = Loggers(tensorboard=False)(tmp_path)
-    logger.log_metrics({"a": 1.0}, step=1)
-    logger.save()
-    monkeypatch.setattr(os, "replace", lambda *paths: pytest.fail("killed"))
-    with pytest.raises(pytest.fail.Exception):
-        logger.log_metrics({"b": 2.0}, step=2)  # a new column: the file is written again
-    (empty := tmp_path / "csv" / "attempt_001" / "metrics.csv").parent.mkdir()
-    empty.touch()  # of an attempt that was killed before it wrote its first line
-    assert merged_metrics(tmp_path).to_dict("records") == [{"step": 1, "a": 1.0}]
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (left := tmp_path / "csv" / "attempt_000" / f".metrics.csv.{platform.node()}.{ended.pid}").touch()
-    Loggers(tensorboard=False)(tmp_path)
-    assert not left.exists()
 
 
 def kill_after(step, run_dir):

@@ -64,6 +64,8 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
     What came of a run is read in its folder: any launcher will do, also one that loses a job.
     """
     study = next(iter(runs)).parent
+    if study.exists():
+        owned(study / "sweep")  # removes the file of a sweep that was killed
     todo = {path: job for path, job in runs.items() if not RunDirectory(path).finished}
     finished = len(runs) - len(todo)
     elsewhere = {path: "running" for path in todo if running(path)}

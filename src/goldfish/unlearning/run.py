@@ -173,6 +173,7 @@ def _of_questions(
     seconds_training = _train(job, model, batches, record, stop_requested)
 
     model.eval()
+    say("measuring")
     tell = lambda done, total: say("measuring", done=done, total=total, unit="questions")  # noqa: E731
     answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
     compared = answers if isinstance(job.method, RetainOnly) else None
