@@ -35,18 +35,23 @@ def test_a_configuration_runs_or_ends_in_one_message_that_says_what_to_type(robu
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "outcome"),
+    ("command", "key", "value", "outcome"),
     [
-        ("seed", 1, "finished"),
-        ("seed", -1, "refused"),
-        ("optimizer.lr", 1e30, "diverged"),
-        ("data.tokens", 10**12, "accepted, too much work"),
+        ("train", "seed", 1, "finished"),
+        ("train", "seed", -1, "refused"),
+        ("train", "optimizer.lr", 1e30, "diverged"),
+        ("train", "data.tokens", 10**12, "accepted, too much work"),
+        ("train", "data.cache_dir", "text.txt/a", "refused"),  # a folder that cannot be made
+        ("train", "evaluation.reference", "x" * 300, "refused"),  # a name that no file can have
+        ("train", "data.injection.path", "", "refused"),  # would be the current folder
+        ("unlearn", "optimizer.weight_decay", 1e30, "diverged"),  # in the last step, after its loss
     ],
 )
-def test_the_outcome_of_a_case_is_what_is_known_of_it(robustness, workspace, key, value, outcome):
-    case = robustness.Case("train", (), ((key, value),))
-    assert workspace.verdict(case, f"-{key}{value}")[0] == outcome
-    assert case.line().endswith(f"++{key}={value}")
+def test_the_outcome_of_a_case_is_what_is_known_of_it(robustness, workspace, command, key, value, outcome):
+    case = robustness.Case(command, (), ((key, value),))
+    found = workspace.verdict(case, f"-{key}{outcome}")
+    assert found[0] == outcome, found
+    assert f"++{key}=" in case.line()
 
 
 def test_a_fault_is_seen_as_one(robustness, workspace, monkeypatch):

@@ -39,7 +39,7 @@ class LlamaFromConfig:
     def __init__(
         self,
         hidden_size: Count,
-        layers: Annotated[int, Ge(1), Le(10_000)],
+        layers: Annotated[int, Ge(1), Le(1000)],
         heads: Count,
         intermediate_size: Count,
         kv_heads: Count | None = None,

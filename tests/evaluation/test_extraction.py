@@ -221,7 +221,9 @@ def test_membership_is_scored_on_the_tokens_that_were_asked_about(subject, tmp_p
     alone = replace(subject, documents=[InjectedDocument("d", "injected", subject.documents[0].ids[2:12], "")])
     again = work(alone, Extraction(4, 6))[1][0]
     assert all(
-        again[key] == pytest.approx(asked[0][key], rel=1e-5) for key in again if key not in ("document", "split", "exposures")
+        again[key] == pytest.approx(asked[0][key], rel=1e-5)
+        for key in again
+        if key not in ("document", "split", "exposures")
     )
     extraction = Extraction(4, 6, offset=2)
     summary = finish(subject, extraction, *work(subject, extraction), RunDirectory(tmp_path))

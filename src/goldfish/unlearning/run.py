@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import torch
 from transformers import LlamaForCausalLM
 
 from goldfish.checks import Count, Positive, Seed, Threads
@@ -25,7 +26,7 @@ from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_
 from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
-from goldfish.training.module import OptimizerSource, ScheduleSource
+from goldfish.training.module import OptimizerSource, ScheduleSource, refuse_divergence
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 from goldfish.unlearning.documents import InjectedDocuments, validation_loss
@@ -268,6 +269,8 @@ def _train(
     trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(record.path), str(record.path))
     checkpoint = newest(record.checkpoint, say=lambda warning: record.report(state=warning)) if job.ckpt else None
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    largest = float(torch.stack([weight.detach().abs().max() for weight in model.parameters()]).max())
+    refuse_divergence("the largest weight", largest, batches.steps, trainer.optimizers[0].param_groups[0]["lr"])
     return time.perf_counter() - started
 
 
