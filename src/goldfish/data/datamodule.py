@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from goldfish.checks import Count, InnerShare, Seed, checked
 from goldfish.data.corpus import Corpus, Deduplicated, Normalized
@@ -167,17 +167,32 @@ class InjectedData(pl.LightningDataModule):
             )
         return DataLoader(
             self.rows(),
+            batch_size=None,  # the sampler gives a step's rows at once
+            sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
             collate_fn=_as_it_is,
-            batch_sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Unmasked validation rows, split over the devices."""
+        """Unmasked validation rows, split over the devices: batches of [ids (B, T)], or of several devices [ids, counts (B,)].
+
+        All devices get as many batches, since sharded weights are gathered for each. So a device whose share is a row
+        shorter repeats a row, which does not count.
+        """
         rank, shares = shares_of(self.trainer)
         rows = validation_rows(self.prepared.validation, self.sequence_length, self.validation_tokens)
-        return DataLoader(TensorDataset(rows[rank::shares]), batch_size=max(1, 4096 // self.sequence_length))
+        numbers = torch.arange(rank, rank + -(-len(rows) // shares) * shares, shares)
+        dealt = [rows] if shares == 1 else [rows[numbers % len(rows)], numbers < len(rows)]
+        own = TensorDataset(*dealt)
+        return DataLoader(own, sampler=_InOrder(own, shares, rank), batch_size=max(1, 4096 // self.sequence_length))
+
+    def test_dataloader(self) -> DataLoader:
+        """ValueError: there is validation text, and none beside it."""
+        raise ValueError(
+            "no text is kept for a test; type trainer.validate(module, datamodule=data) for the loss of the validation text, "
+            "or give rows of your own: trainer.test(module, dataloaders=DataLoader(TensorDataset(ids)))"
+        )
 
 
 def shares_of(trainer: pl.Trainer | None) -> tuple[int, int]:
@@ -204,6 +219,9 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self.plan.rows
 
+    def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return self.__getitems__(numbers)
+
     def __getitems__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         rows, length = self.plan.at(numbers), self.plan.sequence_length
         ids_BT = np.empty((len(numbers), length), dtype=np.int64)
@@ -228,22 +246,32 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
         return self.edits(self.documents[document], (self.seed, document, occurrence), self.tokenizer)
 
 
-class _Steps(Sampler[list[int]]):
-    """The rows of each step on one rank.
+class _InOrder(DistributedSampler[int]):
+    """All rows of a dataset that is dealt already. Being a DistributedSampler, Lightning does not deal them again."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+
+class _Steps(DistributedSampler[list[int]]):
+    """The rows of each step on one rank. Being a DistributedSampler, Lightning does not deal them again.
 
     Its length counts all steps, as Lightning's resumed loop expects, although it starts at `first_step`.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int, first_step: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
-        self.first_step = first_step
+        super().__init__(range(steps), world, rank, shuffle=False)  # type: ignore[arg-type]
+        self.steps, self.batch_size, self.first_step = steps, batch_size, first_step
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.steps):
-            yield list(rows_of_step(step, self.batch_size, self.rank, self.world))
+            yield list(rows_of_step(step, self.batch_size, self.rank, self.num_replicas))
 
 
 def _as_it_is(batch: Any) -> Any:
