@@ -59,8 +59,8 @@ def label(config: dict[str, Any]) -> str:
 
 def run_dir_of(config: dict[str, Any]) -> Path:
     """The run's folder: `run_dir`, or log_dir/study/label-identity."""
-    if config.get("run_dir"):
-        return Path(config.get("run_dir"))
+    if given := config.get("run_dir"):
+        return Path(given)
     name = label(config)
     if "/" in name or len(name.encode()) > 200:
         raise RunDirectoryError(
