@@ -131,6 +131,7 @@ def test_a_constructor_called_from_python_refuses_what_the_configuration_refuses
 def test_a_folder_that_cannot_be_named_is_told_with_all_that_is_wrong(composed):
     with pytest.raises(ConfigError, match=r"mask=None: must be one of(.|\n)*seed=-1: must be at least 0"):
         folder_of(composed("seed=-1") | {"mask": None})
+    assert folder_of({key: value for key, value in composed().items() if key not in ("name", "arm", "run_dir")})
     for key in ("name", "arm"):
         with pytest.raises(ValueError, match=f"{key}='a/b': must be the name of a folder"):
             folder_of(composed() | {key: "a/b"})

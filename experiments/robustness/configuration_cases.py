@@ -73,7 +73,19 @@ GROUPS = {
 }
 MOST_WORK = 30_000  # tokens that a case may train on and decode, else it is built and not run
 WHOLE = ("config.yaml", "summary.json", "metrics.csv", "exposures.csv", "documents.jsonl", "data.json", "model")
-HELPS = ("must", "type ", "give ", "allowed", "lower ", "raise ", "unknown key", "at most", "at least", "needs")
+HELPS = (
+    "must",
+    "type ",
+    "give ",
+    "allowed",
+    "lower ",
+    "raise ",
+    "unknown key",
+    "at most",
+    "at least",
+    "needs",
+    "did you mean",
+)
 
 INTEGERS = [-1, 0, 1, 2, 3, 7, 1000, 2**31, 2**40, 2**63 - 1, 2**64, -(2**63), 10**400]
 FLOATS = [0.0, 0.5, 1.0, 2.0, -1.0, 1e-300, 5e-324, 1e-9, 1e30, 1e300, math.nan, math.inf, -math.inf]

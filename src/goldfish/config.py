@@ -148,6 +148,12 @@ def _is_union(hint: Any) -> bool:
     return get_origin(hint) in (typing.Union, UnionType)
 
 
+def _arguments(function: Any) -> int:
+    """How many arguments by position a call needs."""
+    parameters = inspect.signature(function).parameters.values()
+    return sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+
+
 def _is_component(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
@@ -159,7 +165,10 @@ def _lacking(made: Any, hint: Any) -> str:
     for part in wanted:
         if getattr(part, "_is_protocol", False):
             names = {name for name in (*vars(part), *part.__annotations__) if name == "__call__" or name[0] != "_"}
-            lacking.append(", ".join(sorted(name for name in names if not hasattr(made, name))))
+            lacks = sorted(name for name in names if not hasattr(made, name))
+            if "__call__" in names and callable(made) and _arguments(made.__call__) > _arguments(part.__call__) - 1:
+                lacks.append(f"__call__{inspect.signature(part.__call__)}")
+            lacking.append(", ".join(lacks))
         elif isinstance(part, type):
             lacking.append("" if isinstance(made, part) else f"what {part.__name__} has")
         else:

@@ -130,7 +130,7 @@ def _single(config: dict[str, Any], command: str) -> int:
     console = Console()
     run_dir = folder_of(config)
     record = RunDirectory(run_dir)
-    if record.checkpoint.exists() and config["ckpt"] == "last" and not record.finished:
+    if record.checkpoint.exists() and config.get("ckpt", "last") == "last" and not record.finished:
         console.print(f"continuing the unfinished run in {run_dir}", highlight=False)
     with Watch({run_dir: run_dir.name}, console):
         outcome = launch(config, run_dir, command)

@@ -59,7 +59,9 @@ class Injection:
                 "with an 'id' and a 'text' of each document"
             )
         if path is not None and canaries:
-            raise ValueError(f"canaries=true and path={path!r}: the documents come from one source; leave one out")
+            raise ValueError(
+                f"canaries=true and path={path!r}: the documents come from one source; type data.injection.path=null or data.injection.canaries=false"
+            )
         if isinstance(repeats, list) and not 1 <= len(repeats) <= documents:
             raise ValueError(f"repeats={repeats}: {len(repeats)} buckets; allowed are 1 to documents={documents}")
         self.documents, self.never_seen, self.document_tokens = documents, never_seen, document_tokens

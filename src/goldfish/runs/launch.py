@@ -96,7 +96,7 @@ def _run(
     run_dir = record.path
     record.report(state="waiting")  # not what an earlier attempt said last
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", PARENT: str(os.getpid())}
-    threads, strategy = config["threads"], config["strategy"]  # not checked yet: the job does that
+    threads, strategy = config.get("threads"), config["strategy"]  # not checked yet: the job does that
     if isinstance(threads, int) and 1 <= threads <= MOST_THREADS:
         environment["OMP_NUM_THREADS"] = environment["RAYON_NUM_THREADS"] = str(threads)
     strategy = strategy if isinstance(strategy, dict) else {}

@@ -54,8 +54,8 @@ def identity(config: dict[str, Any]) -> str:
 
 def label(config: dict[str, Any]) -> str:
     """A run's name for tables and folders: its own, its arm's, or that of its mask or way to unlearn."""
-    if config["name"] or config["arm"]:
-        return str(config["name"] or config["arm"])
+    if config.get("name") or config.get("arm"):
+        return str(config.get("name") or config.get("arm"))
     if "unlearning" in config:
         return str(config["unlearning"]["_target_"].rpartition(".")[2].lower())
     mask = config["mask"]
@@ -66,8 +66,8 @@ def label(config: dict[str, Any]) -> str:
 
 def run_dir_of(config: dict[str, Any]) -> Path:
     """The run's folder: `run_dir`, or log_dir/study/label-identity."""
-    if config["run_dir"]:
-        return Path(config["run_dir"])
+    if given := config.get("run_dir"):
+        return Path(given)
     name = label(config)
     if "/" in name or len(name.encode()) > 200:
         raise RunDirectoryError(
@@ -140,7 +140,7 @@ class RunDirectory:
                 )
         elif self.path.exists() and any(not path.match(f".{frozen.name}.*") for path in self.path.iterdir()):
             raise RunDirectoryError(f"{self.path} is not empty and holds no run; give another run_dir=...")
-        if config["ckpt"] is None and self.checkpoint.exists():
+        if config.get("ckpt", "last") is None and self.checkpoint.exists():
             raise RunDirectoryError(
                 f"{self.path} holds a checkpoint, and ckpt=null asks for a fresh start; type ckpt=last to continue, or remove the folder"
             )

@@ -84,7 +84,7 @@ def log_hyperparameters(
     groups = ("mask", "objective")
     shown = {key: value for group in groups for key, value in config[group].items() if key not in ("_target_", "seed")}
     shown |= {group: config[group]["_target_"].rpartition(".")[2] for group in groups}
-    shown |= {"arm": config["arm"], "seed": config["seed"], "lr": config["optimizer"].get("lr")}
+    shown |= {"arm": config.get("arm"), "seed": config["seed"], "lr": config["optimizer"].get("lr")}
     shown |= {"repeats": config["data"]["injection"]["repeats"], "tokens": config["data"]["tokens"]}
     shown |= {key: config["model"].get(key) for key in ("hidden_size", "layers")}
     for board in loggers:
