@@ -220,16 +220,8 @@ def test_membership_is_scored_on_the_tokens_that_were_asked_about(subject, tmp_p
     )
     alone = replace(subject, documents=[InjectedDocument("d", "injected", subject.documents[0].ids[2:12], "")])
     again = work(alone, Extraction(4, 6))[1][0]
-<<<<<<< HEAD
-    assert all(
-        again[key] == pytest.approx(asked[0][key], rel=1e-5)
-        for key in again
-        if key not in ("document", "split", "exposures")
-    )
-=======
     numbers = [key for key, value in again.items() if isinstance(value, float)]
     assert len(numbers) == 5 and all(again[key] == pytest.approx(asked[0][key], rel=1e-5) for key in numbers)
->>>>>>> evaluation
     extraction = Extraction(4, 6, offset=2)
     summary = finish(subject, extraction, *work(subject, extraction), RunDirectory(tmp_path))
     assert summary["membership_tokens"] == {"asked_for": "asked", "fewest": 1, "most": 10}
