@@ -57,15 +57,16 @@ def home() -> Path:
     return package if (package / "conf").is_dir() else package.parents[1]
 
 
-def build(cls: type[T], node: dict[str, Any]) -> T:
+def build(cls: type[T], node: dict[str, Any], source: Path | None = None) -> T:
     """Make `cls` from plain values; a mapping with `_target_` becomes an object of that class, at any depth.
 
-    Raises ConfigError with ALL unknown keys, missing keys, wrong types and refused values, each with its path.
+    Raises ConfigError with ALL unknown keys, missing keys, wrong types and refused values, each with its path, and with the
+    file that `node` was read from, if it is given as `source`.
     """
     problems: list[str] = []
     made = _make(cls, node, "", problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems if source is None else [f"{source}: {problem}" for problem in problems])
     return typing.cast(T, made)
 
 

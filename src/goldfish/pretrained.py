@@ -4,6 +4,7 @@ Only safetensors are read, and no code of a folder is run. Safetensors have no c
 another weight.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,31 @@ def load_tokenizer(folder: Path | str, **options: Any) -> PreTrainedTokenizerBas
 
 def _check_size(folder: Path, config: PretrainedConfig) -> None:
     """Raise FileError if the configuration describes a larger model than the files hold, before memory is taken for it."""
-    held = tensors = 0
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with reading(file, "a safetensors file", _ADVICE), safe_open(file, "pt") as content:
             for name in content.keys():  # noqa: SIM118 (no mapping)
                 if not name.isprintable():
                     raise FileError(f"{file}: the name {name!r} of a weight holds control characters")
-                held += torch.Size(content.get_slice(name).get_shape()).numel()
-                tensors += 1
+                shapes[name] = tuple(content.get_slice(name).get_shape())
+    tensors, held = len(shapes), sum(math.prod(shape) for shape in shapes.values())
     if not tensors:
         raise FileError(f"{folder}: no weights there (*.safetensors){_ADVICE}")
     if getattr(config, "quantization_config", None) is not None:
         return  # several weights may lie in one number
     layers = getattr(config, "num_hidden_layers", 0)
+    if layers > tensors:
+        raise FileError(f"{folder}: config.json describes {layers} layers, the files hold {tensors} tensors{_ADVICE}")
     with torch.device("meta"):
-        wanted = 0 if layers > tensors else AutoModelForCausalLM.from_config(config).num_parameters()
-    if layers > tensors or wanted > held:
+        model = AutoModelForCausalLM.from_config(config)
+    if model.num_parameters() > held:
         raise FileError(
-            f"{folder}: config.json describes {wanted or 'more'} weights in {layers} layers, the files hold {held} in {tensors} "
-            f"tensors; they do not belong together{_ADVICE}"
+            f"{folder}: config.json describes {model.num_parameters():,} numbers, the files hold {held:,}; they do not belong "
+            f"together{_ADVICE}"
         )
+    for name, weight in model.state_dict().items():
+        if shapes.get(name, tuple(weight.shape)) != tuple(weight.shape):
+            raise FileError(
+                f"{folder}: {name} is of shape {shapes[name]}, and by config.json of {tuple(weight.shape)}; they do not belong "
+                f"together{_ADVICE}"
+            )

@@ -113,7 +113,7 @@ def _from_checkpoint(path: Path, record: RunDirectory) -> tuple[PreTrainedModel,
             f"RUN_OR_CHECKPOINT={path}: {reason}; give another checkpoint of {record.path / 'checkpoints'}"
         )
     config = record.config()
-    parts = build(Parts, {key: config[key] for key in ("model", "data")})
+    parts = build(Parts, {key: config[key] for key in ("model", "data") if key in config}, record.path / "config.yaml")
     prepared = parts.data.prepare(_say)
     with reading(f"RUN_OR_CHECKPOINT={path}", "a checkpoint with a model's weights"):
         weights = _weights(path)

@@ -127,7 +127,7 @@ class EvaluationJob:
         documents = self._documents(tokenizer)
         if self.run is not None:
             config = RunDirectory(self.run).config()
-            mask = build(_OnlyMask, {"mask": config["mask"]}).mask
+            mask = build(_OnlyMask, {"mask": config.get("mask")}, self.run / "config.yaml").mask
             exposures.update(row["document"] for row in read_csv(self.run / "exposures.csv", ["document"]))
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
@@ -160,7 +160,8 @@ class EvaluationJob:
     def _data(self) -> InjectedData:
         """The run's data; finding them in the cache reads the whole corpus."""
         assert self.run is not None
-        return build(InjectedData, RunDirectory(self.run).config()["data"])
+        data = RunDirectory(self.run).config().get("data")
+        return build(InjectedData, data if isinstance(data, dict) else {}, self.run / "config.yaml")
 
     def _losses(self, subject: Subject) -> Losses:
         size = self.evaluation.batch_size

@@ -47,7 +47,7 @@ class RunDirectoryError(ValueError):
 def identity(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for two configurations if and only if they compute the same."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    if "data" in kept:
+    if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -79,7 +79,9 @@ class InjectedDocuments:
         ValueError if the text that the data is made of has changed since the run.
         """
         keys = ("data", "mask", "objective", "evaluation")
-        parts = build(Parts, {key: self._config[key] for key in keys})
+        parts = build(
+            Parts, {key: self._config[key] for key in keys if key in self._config}, self.folder / "config.yaml"
+        )
         documents = [vars(document) for document in parts.data.prepare(say).documents]
         if documents != RunDirectory(self.folder).documents():
             raise ValueError(
