@@ -58,8 +58,9 @@ def main() -> int:
         record.report(state="refused", error=str(error))
         return 1
     except Exception as error:
-        traceback.print_exc()
-        with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
+        with contextlib.suppress(OSError):  # on a full disk these fail too: then the exit code says it
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
             if record.progress().get("state") != "failed":  # the first process to fail is the cause; others lost a peer
                 record.report(state="failed", error=_in_words(error))
         return NO_SPACE if _is_disk_full(error, record.path) else 1
