@@ -71,8 +71,9 @@ def main() -> int:
         record.report(state="failed", error=str(error))
         return 1
     except Exception as error:
-        print(safe(traceback.format_exc()), file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
+        with contextlib.suppress(OSError):  # on a full disk these fail too: then the exit code says it
+            print(safe(traceback.format_exc()), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
             if record.progress().get("state") != "failed":  # the first process to fail is the cause; others lost a peer
                 record.report(state="failed", error=_in_words(error), in_words=isinstance(error, FileError))
         return NO_SPACE if _is_disk_full(error, record.path) else 1
