@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def robustness():
     sys.path.insert(0, str(home() / "experiments" / "robustness"))
-    yield __import__("configuration_cases")
+    yield __import__("configuration_runs")
     sys.path.pop(0)
 
 
@@ -23,10 +23,11 @@ def workspace(robustness, tmp_path_factory):
 
 
 def test_a_configuration_runs_or_ends_in_one_message_that_says_what_to_type(robustness, workspace):
+    cases = sys.modules["configuration_cases"]
     numbers = iter(range(10**6))
 
     @settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(robustness.cases())
+    @given(cases.cases())
     def check(case):
         outcome, message = workspace.verdict(case, next(numbers))
         assert not outcome.startswith("FAULT"), f"{outcome}: {message}\n{case.line()}"

@@ -7,6 +7,7 @@ process, 60 seconds; a worker that dies or hangs is a fault, and a new one goes 
 """
 
 import argparse
+import csv
 import os
 import random
 import select
@@ -16,7 +17,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from configuration_cases import Case, Workspace, case_of, write
+from configuration_cases import Case, case_of
+from configuration_runs import Workspace
 
 SECONDS = 60
 COMMANDS = (*["train"] * 4, "eval", "unlearn")  # how often each is drawn
@@ -98,7 +100,9 @@ def report(found: list[tuple[str, str]], wanted: list[Case], out: Path) -> None:
     first = {}
     for case, (outcome, message) in zip(wanted, found, strict=False):
         first.setdefault((case.command, outcome), (changed(case), message[:160]))
-    write([(*key, count, *first[key]) for key, count in sorted(counts.items())], COLUMNS, out)
+    rows = [(*key, count, *first[key]) for key, count in sorted(counts.items())]
+    with out.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def changed(case: Case) -> str:
