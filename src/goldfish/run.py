@@ -28,6 +28,7 @@ from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
+from goldfish.threads import best_threads, use_threads
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
 from goldfish.training.loggers import COMPARED, Loggers, log_hyperparameters, merged_metrics
@@ -90,15 +91,24 @@ class Job:
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt
-        self.study, self.arm = study, arm
+        self.study, self.arm, self.threads = study, arm, threads
+
+    @property
+    def rows_of_a_pass(self) -> int:
+        """Rows that one forward pass reads on one device, at most."""
+        share = -(-self.data.batch_size // (self.strategy.data_parallel or 1))
+        return min(share, self.trainer.micro_batch_size or share)
 
     def refuse(self) -> str | None:
         """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
-        rows = -(-self.data.batch_size // (self.strategy.data_parallel or 1))
-        rows = min(rows, self.trainer.micro_batch_size or rows)
         return self.strategy.refuse() or memory_problem(
-            self.shape, self.optimizer, self.strategy, rows, self.data.sequence_length
+            self.shape, self.optimizer, self.strategy, self.rows_of_a_pass, self.data.sequence_length
         )
+
+    def training_threads(self, model: LlamaForCausalLM) -> int:
+        """CPU threads of each process that trains: `threads`, or chosen by the work of a forward pass."""
+        tokens = self.rows_of_a_pass * self.data.sequence_length
+        return self.threads or best_threads(model, tokens, self.strategy.processes_here)
 
 
 def run(
@@ -120,6 +130,7 @@ def run(
         seconds_preparing = time.perf_counter() - started
         say("building the model")
         model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
+        use_threads(job.training_threads(model))
         steps = job.trainer.steps(job.data.steps)
         logger.info(
             "model: %s parameters; background text: %s tokens, read %.2f times; %s exposures of %s documents",

@@ -70,6 +70,11 @@ class Strategy:
         return None if self.devices == "auto" else self.devices * self.num_nodes
 
     @property
+    def processes_here(self) -> int:
+        """How many processes train on this machine."""
+        return max(1, torch.cuda.device_count()) if self.devices == "auto" else self.devices
+
+    @property
     def data_parallel(self) -> int | None:
         """In how many shares the rows of a step are dealt; None if that depends on the machine."""
         return self.processes

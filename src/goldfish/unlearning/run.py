@@ -23,6 +23,7 @@ from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
+from goldfish.threads import best_threads, use_threads
 from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
@@ -111,7 +112,7 @@ class UnlearningJob:
         self.model, self.tokenizer = cast(LlamaSource, model), cast(TokenizerSource, tokenizer)
         self.template, self.answer_tokens = cast(str, template), cast(int, answer_tokens)
         self.evaluation_batch_size = cast(int, evaluation_batch_size)
-        self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
+        self.finetuned, self.retain_only, self.ckpt, self.threads = finetuned, retain_only, ckpt, threads
 
     def refuse(self) -> str | None:
         """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
@@ -262,6 +263,7 @@ def _train(
     )
     rows = [row for step in range(batches.steps_of_epoch) for some in batches(step).values() for row in some]
     tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
+    use_threads(job.threads or best_threads(model, tokens_of_epoch // batches.steps_of_epoch))
     callbacks = [
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
         *job.trainer.saving(record.checkpoint, stop_requested),
