@@ -28,7 +28,7 @@ PRETRAINED = "extreme_memorization"
 def arms_of(name: str, *given: str) -> dict[str, list[str]]:
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
         cfg = compose("train", [f"experiments={name}", *given], return_hydra_config=True)
-    return {str(arm): list(overrides) for arm, overrides in (cfg.hydra.sweeper.get("arms") or {"": []}).items()}
+    return {str(arm): list(overrides) for arm, overrides in (cfg.hydra.sweeper.get("arms") or {"null": []}).items()}
 
 
 @pytest.mark.parametrize("name", WITH_RUNS)

@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_left(unfinished, tmp_pat
     assert "stray.ckpt: " in refused(tmp_path / "stray.ckpt", tmp_path / "out", "--run", run_dir)
     with monkeypatch.context() as patch:
         patch.setattr("goldfish.cli.export._load", lambda *_: (_Half(), None))
-        assert "No space left" in refused(run_dir, tmp_path / "out")
+        assert "no space left" in refused(run_dir, tmp_path / "out")
     config = RunDirectory(run_dir).config()
     config["model"]["layers"] = 2
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))

@@ -9,7 +9,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from goldfish.cli import search as module
 from goldfish.cli.search import Search, search
-from goldfish.config import ConfigError
 from goldfish.runs.launch import Outcome
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
@@ -94,7 +93,7 @@ def test_without_an_allowed_run_there_is_no_best(answer, capsys):
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(answer, settings, overrides, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ValueError, match=words):
         answer(lambda k: {"val_loss": k}, *overrides, **settings)
 
 
@@ -105,7 +104,7 @@ def test_no_trials_are_refused():
 
 def test_a_search_without_optuna_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r'pip install "goldfish\[optuna\]"'):
+    with pytest.raises(ValueError, match=r'pip install "goldfish\[optuna\]"'):
         module.search(Search("val_loss"), parsed("mask.k=3,4"), dict, list)
 
 

@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from whole_runs import do
+from whole_runs import do, stopped_after
 
 from goldfish.runs.launch import launch
-from goldfish.training.callbacks import Interrupted
 
 OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S.*")
 PAIR = ["strategy=ddp_cpu", "optimizer=adamw"]
@@ -59,9 +58,8 @@ def test_the_log_of_a_run_holds_only_our_lines(tiny, tmp_path, how, device):
 
 def test_the_log_of_a_run_that_continues_says_so_and_holds_only_our_lines(tiny, tmp_path):
     config, run_dir = tiny("data.workers=1"), tmp_path / "run"
-    asked = iter([False] * 3 + [True])
-    with pytest.raises(Interrupted):
-        do(config, run_dir, stop_requested=lambda: next(asked))
+    with stopped_after(4):
+        do(config, run_dir)
     assert launch(config, run_dir, "goldfish-train").state == "finished"
     assert_only_ours(run_dir, "goldfish-train", "continuing after step 4 of 10, of 256 tokens each", "finished")
 

@@ -171,7 +171,7 @@ class RunDirectory:
             return
         if (state := progress["state"]) != self._state:
             self._state = state
-            explained = state in ("refused", "interrupted")  # of a failure, the traceback is in job.log already
+            explained = state != "failed" and "error" in progress  # of a failure, the traceback is in job.log already
             logger.info("%s", f"{state}: {progress['error']}" if explained else state)
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
