@@ -20,7 +20,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from file_cases import ACTIONS, Case, Workspace, cases, verdict
+from file_actions import ACTIONS
+from file_cases import Case, Workspace, cases, verdict
 
 SECONDS, BYTES_OF_MEMORY = 60, 6 << 30
 WAIT = 10  # times SECONDS of wall time: other processes may take the cores

@@ -47,7 +47,7 @@ def _sentences(draw: random.Random, count: int) -> str:
 
 def make(root: Path) -> None:
     """Write everything below `root`."""
-    from file_cases import inside, train_config
+    from file_actions import inside, train_config
 
     root.mkdir(parents=True)
     draw = random.Random(0)
@@ -165,7 +165,7 @@ def _sharded(train_config: Any) -> None:
 
 def _evaluation() -> None:
     """An evaluation of the first run that was killed after its last part; and a finished one in the run's folder."""
-    from file_cases import RUN, _evaluate
+    from file_actions import RUN, _evaluate
 
     from goldfish.cli import evaluate as command
 

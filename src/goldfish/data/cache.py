@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ class Appended:
         """Close the files; what was appended since the last `save` may be lost."""
         for file in self._files.values():
             file.close()
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:

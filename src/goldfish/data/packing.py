@@ -21,7 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from goldfish.data import documents as files
-from goldfish.data.cache import Damaged, seal, unseal
+from goldfish.data.cache import Damaged, remove, seal, unseal
 from goldfish.data.candidates import Candidates, choose, find_candidates
 from goldfish.data.corpus import Corpus, Document
 from goldfish.data.injection import Injection
@@ -158,16 +158,8 @@ def _cached(folder: Path, say: Say) -> dict[str, Any] | None:
         return unseal(folder)
     except Damaged as damage:
         say(f"preparing the text again: the cache is damaged ({damage})")
-        _remove(folder)
+        remove(folder)
         return None
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or what stands in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 class _Remembered:
@@ -212,7 +204,7 @@ def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
             _write(settings, partial, say)
         except Damaged as damage:
             say(f"starting anew: what a stopped preparation left is damaged ({damage})")
-            _remove(partial)
+            remove(partial)
             _write(settings, partial, say)
     except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
         shutil.rmtree(partial, ignore_errors=True)

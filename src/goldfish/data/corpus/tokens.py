@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+from goldfish.files import FileError
 
 BLOCK = 1 << 22  # ids looked at together in search of separators
 
@@ -80,12 +81,12 @@ class Megatron:
         size, start, number = ids_N.dtype.itemsize, 0, 0
         for end in map(int, chain(borders, [len(lengths_S)])):
             if not start <= end <= len(lengths_S):
-                raise ValueError(f"{self._idx}: document border {end} after {start}, of {len(lengths_S)} sequences")
+                raise FileError(f"{self._idx}: document border {end} after {start}, of {len(lengths_S)} sequences")
             parts = []
             for sequence in range(start, end):
                 pointer, length = int(pointers_S[sequence]), int(lengths_S[sequence])
                 if pointer % size or pointer < 0 or length < 0 or pointer // size + length > len(ids_N):
-                    raise ValueError(
+                    raise FileError(
                         f"{self._idx}: sequence {sequence} ({length} ids from byte {pointer}) lies outside {self._bin}, "
                         f"which has {len(ids_N) * size} bytes: one of the two was cut off, or they do not belong together"
                     )
@@ -110,24 +111,24 @@ class Megatron:
         with self._idx.open("rb") as file:
             head = file.read(header.size)
         if not head.startswith(self.MAGIC):
-            raise ValueError(
+            raise FileError(
                 f"{self._idx}: begins with {head[:9]!r}, and not with {self.MAGIC!r}; give a Megatron index"
             )
         if len(head) < header.size:
-            raise ValueError(f"{self._idx}: cut off within the header of {header.size} bytes; copy or make it again")
+            raise FileError(f"{self._idx}: cut off within the header of {header.size} bytes; copy or make it again")
         _, version, code, sequences, documents = header.unpack(head)
         if version != 1:
-            raise ValueError(f"{self._idx}: version {version}; only version 1 is known")
+            raise FileError(f"{self._idx}: version {version}; only version 1 is known")
         if code not in self.DTYPES:
-            raise ValueError(f"{self._idx}: ids of type code {code}; whole numbers are {sorted(self.DTYPES)}")
+            raise FileError(f"{self._idx}: ids of type code {code}; whole numbers are {sorted(self.DTYPES)}")
         wanted = header.size + 12 * sequences + 8 * documents
         if (there := self._idx.stat().st_size) < wanted:
-            raise ValueError(
+            raise FileError(
                 f"{self._idx}: cut off: {there} bytes, but {sequences} sequences and {documents} document borders "
                 f"need {wanted}; copy or make it again"
             )
         if not sequences or not documents:
-            raise ValueError(f"{self._idx}: holds no documents")
+            raise FileError(f"{self._idx}: holds no documents")
         arrays, offset = [], header.size
         for dtype, count in (("<i4", sequences), ("<i8", sequences), ("<i8", documents)):
             arrays.append(np.memmap(self._idx, dtype=dtype, mode="r", offset=offset, shape=(count,)))
@@ -138,9 +139,9 @@ class Megatron:
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     size = path.stat().st_size
     if not size:
-        raise ValueError(f"{path}: the file is empty")
+        raise FileError(f"{path}: the file is empty")
     if size % dtype.itemsize:
-        raise ValueError(
+        raise FileError(
             f"{path}: {size} bytes are no whole number of ids of {dtype.itemsize} bytes ({dtype.name}); "
             "the file was cut off, or dtype is another"
         )
