@@ -87,8 +87,8 @@ TARGETS = [
     *(Target(f"{RUN}/{name}", "evaluate_run", other=f"{OTHER_RUN}/{name}") for name in (
         "config.yaml", "documents.jsonl", "exposures.csv", "model/model.safetensors", "model/config.json")),
     *(Target(f"killed_evaluation/{name}", "continue_evaluation", exact=name != "config.yaml", other=other) for name, other in (
-        ("config.yaml", None), ("parts/000-00000000.parquet", "killed_evaluation/parts/membership-00000000.parquet"),
-        ("parts/membership-00000000.parquet", None))),
+        ("config.yaml", None), ("parts/000-00000000-00000003.parquet", "killed_evaluation/parts/membership-00000000-00000003.parquet"),
+        ("parts/membership-00000000-00000003.parquet", None))),
     *(Target(f"{RUN}/{name}", "export_run") for name in ("model/model.safetensors", "model/config.json", "model/tokenizer.json")),
     *(Target(f"tofu_files/{name}.json", "questions", other="tofu_files/retain99.json") for name in (
         "forget01", "forget01_perturbed", "world_facts_perturbed")),

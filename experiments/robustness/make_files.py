@@ -170,13 +170,13 @@ def _evaluation() -> None:
     from goldfish.cli import evaluate as command
 
     _evaluate(f"run={RUN}", f"out={RUN}/evaluations/prefix8_suffix8")
-    kept, command.shutil.rmtree = command.shutil.rmtree, lambda path: None  # type: ignore[assignment]
+    kept, command.shutil.rmtree = command.shutil.rmtree, lambda path, **_: None  # type: ignore[assignment]
     try:
         _evaluate(f"run={RUN}", "out=killed_evaluation")
     finally:
         command.shutil.rmtree = kept  # type: ignore[assignment]
     Path("killed_evaluation/summary.json").unlink()
-    assert sorted(path.name for path in Path("killed_evaluation/parts").iterdir())[0] == "000-00000000.parquet"
+    assert sorted(path.name for path in Path("killed_evaluation/parts").iterdir())[0] == "000-00000000-00000003.parquet"
 
 
 def _filter() -> None:

@@ -48,7 +48,7 @@ def refusing() -> Iterator[None]:
 
 def path_problem(error: OSError) -> str:
     """A file that cannot be opened or a folder that cannot be made, in words."""
-    return f"{str(error.filename)[:200]}: {error.strerror}; give a path that can be read or written"
+    return f"{str(error.filename)[:200]!r}: {error.strerror}; give a path that can be read or written"
 
 
 def home() -> Path:

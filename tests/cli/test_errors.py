@@ -27,4 +27,4 @@ def test_another_error_of_the_system_is_told_with_its_file_and_not_taken_for_a_f
 
     with pytest.raises(SystemExit, match="1"):
         exit_with_reason("goldfish-eval", write)
-    assert "runs/config.yaml: Permission denied" in capsys.readouterr().err
+    assert "'runs/config.yaml': Permission denied" in capsys.readouterr().err
