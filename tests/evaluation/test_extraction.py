@@ -287,9 +287,9 @@ def test_one_forced_pass_finds_the_exact_matches(subject):
         (dict(decoding="beams"), "decoding='beams': must be one of 'greedy', 'sample', 'beam'"),
         (dict(edit_rate=1.5), "edit_rate=1.5: must be at least 0 and at most 1"),
         (dict(temperature=0.0), "temperature=0.0"),
-        (dict(bos=["document", "never"]), "bos='never': allowed are document, none"),
+        (dict(bos=["document", "never"]), r"bos=\['document', 'never'\]: must be one of 'document', 'none'"),
         (dict(bos="none", prefix_tokens=0), "prefix_tokens=0: must be at least 1"),
-        (dict(membership_tokens=0), "membership_tokens=0: must be at least 1, or asked, or document"),
+        (dict(membership_tokens=0), "membership_tokens=0: must be one of 'asked', 'document', or at least 1"),
         (dict(reference="nowhere"), "reference='nowhere': no Hugging Face model there"),
     ],
 )

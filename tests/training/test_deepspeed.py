@@ -74,4 +74,4 @@ def test_checkpoints_of_another_strategy_are_refused(tiny, tmp_path, as_if_insta
     alone = do(tiny(), tmp_path / "alone")
     config = tiny(*ZERO, f"ckpt={RunDirectory(alone).checkpoint}")
     with pytest.raises(ValueError, match=r"do not read each other's checkpoints"):
-        _checkpoint(build(Job, config), RunDirectory(tmp_path / "run"))
+        _checkpoint(build(Job, config), RunDirectory(tmp_path / "run"), None)

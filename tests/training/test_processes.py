@@ -146,7 +146,7 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
         ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
         (["strategy.compile=true"], r"there is no no-such-compiler; install g\+\+ .*, or type strategy.compile=false"),
-        (["strategy.devices=2"], r"devices=2, num_nodes=1: several need strategy=ddp"),
+        (["strategy.devices=2"], r"devices=2, num_nodes=1: must be 1 of each here; for several type strategy=ddp"),
         (["ckpt=none.ckpt"], r"ckpt='none.ckpt': .*type ckpt=last"),
     ],
 )  # fmt: skip

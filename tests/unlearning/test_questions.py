@@ -108,8 +108,8 @@ def test_facts_about_the_world_are_facts():
     [
         ({"authors": 5, "forget_authors": 5}, "forget_authors=5: of authors=5 at least 1 is forgotten and 1 retained"),
         ({"authors": 5, "forget_authors": 7}, "forget_authors=7: of authors=5"),
-        ({"authors": 401}, "authors=401: from 2 to 400"),
-        ({"capitals": 5}, "capitals=5: from 6"),
+        ({"authors": 401}, "authors=401: must be from 2 to 400"),
+        ({"capitals": 5}, "capitals=5: must be from 6"),
     ],
 )
 def test_a_forget_set_larger_than_the_data_is_refused(settings, said):
