@@ -233,7 +233,7 @@ def _group_page(group: str, found: list[Option]) -> str:
 
 
 def _about(option: Option) -> str:
-    return " ".join(_escaped(line) for line in option.about)
+    return " ".join(escaped(line) for line in option.about)
 
 
 def _anchor(heading: str) -> str:
@@ -241,7 +241,7 @@ def _anchor(heading: str) -> str:
 
 
 def _table(keys: list[Key]) -> list[str]:
-    rows = [f"| `{key.name}` | {_code(key.type)} | {_code(key.default)} | {_escaped(key.meaning)} |" for key in keys]
+    rows = [f"| `{key.name}` | {_code(key.type)} | {_code(key.default)} | {escaped(key.meaning)} |" for key in keys]
     return ["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 
@@ -249,7 +249,7 @@ def _code(text: str) -> str:
     return f"`{text.replace('|', BAR)}`" if text else ""
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text of a comment as Markdown: nothing in it is markup but code in backticks."""
     parts = re.split(r"(`[^`]*`)", text.replace("|", BAR))
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]])", r"\\\1", part) for part in parts)
