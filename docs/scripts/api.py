@@ -46,7 +46,9 @@ def pages() -> dict[str, str]:
         if names:
             page = f"{group.replace('/', '-')}.md"
             made[f"{FOLDER}/{page}"] = "\n\n".join([f"# {group}", *(f"::: {name}" for name in names)]) + "\n"
-            rows += [f"| [`{name.rpartition('.')[2]}`]({page}#{name}) | {_first_line(_found(name))} |" for name in names]
+            rows += [
+                f"| [`{name.rpartition('.')[2]}`]({page}#{name}) | {_first_line(_found(name))} |" for name in names
+            ]
     lines = ["# API reference", "", "Names that are meant to be imported, or named in YAML by `_target_`.", ""]
     made[f"{FOLDER}/index.md"] = "\n".join([*lines, "| name | what it does |", "| --- | --- |", *rows]) + "\n"
     return made
