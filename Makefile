@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart reproduce test test-slow check wheel
+.PHONY: install corpora pretrained quickstart reproduce test test-slow check wheel docs
 
 install: .venv/installed          ## the environment alone
 
@@ -35,6 +35,10 @@ check: .venv/installed-dev        ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-docs        ## the documentation site: build/docs/index.html
+	$(BIN)/python docs/scripts/assemble.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file build/mkdocs.yml
+
 wheel: .venv/installed-dev        ## build the wheel, install it into an empty environment, run it from an empty directory
 	rm -rf build/wheel && mkdir -p build/wheel/empty
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
@@ -53,6 +57,10 @@ wheel: .venv/installed-dev        ## build the wheel, install it into an empty e
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[docs]"
 	touch $@
 
 .venv/installed-reproduce: .venv/installed-dev

@@ -1,4 +1,4 @@
-"""Collect the pages of the documentation site: `python docs/scripts/assemble.py` fills build/docs-source for mkdocs.
+"""Collect the pages of the documentation site: `python docs/scripts/assemble.py` writes build/mkdocs.yml and build/docs-source.
 
 Pages are the Markdown of docs/, of experiments/ and of the repository's root, and the generated references. Their links
 work where they stand in the repository; here they are rewritten to where the page is on the site, and files that they
@@ -11,14 +11,16 @@ import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import api
 import configuration
+import yaml
 
 from goldfish.config import home
 
 ROOT = home()
-OUT = ROOT / "build" / "docs-source"
+BUILD = ROOT / "build"
 AT_ROOT = {"README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md"}
 AT_ROOT |= {"CHANGELOG.md": "changelog.md"}
 FENCE = re.compile(r"^(```.*?^```[^\n]*)$", re.DOTALL | re.MULTILINE)
@@ -30,8 +32,9 @@ class BrokenLinks(ValueError):
     """Links of pages to what does not exist, all of them."""
 
 
-def assemble(out: Path = OUT) -> None:
-    """Write the site's sources to an empty folder `out`. Raises BrokenLinks."""
+def assemble(build: Path = BUILD) -> None:
+    """Write the site's sources to BUILD/docs-source and its settings to BUILD/mkdocs.yml. Raises BrokenLinks."""
+    out = build / "docs-source"
     shutil.rmtree(out, ignore_errors=True)
     generated = configuration.pages() | api.pages()
     sources = _sources()
@@ -43,10 +46,26 @@ def assemble(out: Path = OUT) -> None:
         _write(out / page, _page(path, PurePosixPath(page), places, out, broken))
     for page, text in generated.items():
         _write(out / page, text)
-    for name in ("stylesheets",):
-        shutil.copytree(ROOT / "docs" / name, out / name)
+    for folder in ("stylesheets", "javascripts"):
+        shutil.copytree(ROOT / "docs" / folder, out / folder)
     if broken:
         raise BrokenLinks("\n".join(broken))
+    settings = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+    settings["nav"] = [_expanded(entry, [*sources, *generated]) for entry in settings["nav"]]
+    _write(build / "mkdocs.yml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def _expanded(entry: Any, pages: list[str]) -> Any:
+    """A part of the navigation in which a folder ("api/") is the list of its pages, index first."""
+    if isinstance(entry, dict):
+        return {name: _expanded(part, pages) for name, part in entry.items()}
+    if isinstance(entry, list):
+        return [_expanded(part, pages) for part in entry]
+    if not entry.endswith("/"):
+        return entry
+    return sorted(
+        (page for page in pages if page.startswith(entry)), key=lambda page: (page != f"{entry}index.md", page)
+    )
 
 
 def _sources() -> dict[str, str]:
