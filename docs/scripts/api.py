@@ -32,7 +32,7 @@ def pages() -> dict[str, str]:
     """Path below the site -> Markdown: an index, the package, and a page a group of conf/."""
     top = dict(_named(goldfish)) | {name.rpartition(".")[2]: _found(name) for name in MORE}
     groups = {"goldfish": list(top.values())}
-    for option in configuration.options():
+    for option in sorted(configuration.options(), key=lambda option: option.group):
         if option.cls is not None and option.group:
             classes = groups.setdefault(option.group, [])
             classes += [option.cls, *(found for _, found in _named(sys.modules[option.cls.__module__]))]

@@ -52,6 +52,9 @@ def assemble(build: Path = BUILD) -> None:
         raise BrokenLinks("\n".join(broken))
     settings = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
     settings["nav"] = [_expanded(entry, [*sources, *generated]) for entry in settings["nav"]]
+    python = settings["plugins"][-1]["mkdocstrings"]["handlers"]["python"]
+    python["paths"] = [str(ROOT / "src")]
+    python["options"]["extensions"] = [str(ROOT / "docs" / "scripts" / "docstrings.py")]
     _write(build / "mkdocs.yml", yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -63,9 +66,7 @@ def _expanded(entry: Any, pages: list[str]) -> Any:
         return [_expanded(part, pages) for part in entry]
     if not entry.endswith("/"):
         return entry
-    return sorted(
-        (page for page in pages if page.startswith(entry)), key=lambda page: (page != f"{entry}index.md", page)
-    )
+    return sorted((page for page in pages if page.startswith(entry)), key=lambda page: page != f"{entry}index.md")
 
 
 def _sources() -> dict[str, str]:
@@ -133,6 +134,7 @@ def _linked(
     parts = FENCE.split(text)  # outside, a code block, outside, ...
     parts[::2] = [LINK.sub(moved, part) for part in parts[::2]]
     parts[1::2] = [re.sub(r"^(```\w+) file=(\S+)", r'\1 title="\2"', part) for part in parts[1::2]]
+    parts[1::2] = [re.sub(r"^(```\w+) run$", r"\1", part, flags=re.MULTILINE) for part in parts[1::2]]
     return "".join(parts)
 
 

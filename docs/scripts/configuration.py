@@ -174,9 +174,9 @@ def _spelled(hint: Any) -> str:
     parts = [_spelled(part) for part in get_args(hint)]
     origin = get_origin(hint)
     if origin is Literal:
-        return " | ".join(map(str, get_args(hint)))
+        return " or ".join(map(str, get_args(hint)))
     if origin in (Union, types.UnionType):
-        return " | ".join(dict.fromkeys(parts))
+        return " or ".join(dict.fromkeys(parts))
     if hint is type(None):
         return "null"
     if origin in (list, dict):
