@@ -163,3 +163,16 @@ def test_a_reader_opens_the_site_from_disk_searches_and_finds_the_tour_and_the_s
     assert any("mask" in target for target in tour["found"]), tour["found"]
     settings = look(site, "configuration/mask.html", "xyzzy")
     assert settings["heading"] == "mask" and settings["tables"] >= 4 and settings["found"] == []
+
+
+def test_arguments_in_running_text_are_shown_as_a_list():
+    pytest.importorskip(
+        "griffe", reason='griffe is not installed; type: pip install -c constraints.txt "goldfish[docs]"'
+    )
+    from docstrings import listed
+
+    text = "Do it.\n\nFirst. `k`: one in k;\nNone keeps all. `h`: width, see `k`: there.\n\n    `k`: code"
+    assert listed(text, ["k", "h"]) == (
+        "Do it.\n\nFirst.\n\n- `k`: one in k; None keeps all.\n- `h`: width, see `k`: there.\n\n    `k`: code"
+    )
+    assert listed(text, []) == text
