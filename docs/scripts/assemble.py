@@ -66,7 +66,10 @@ def _expanded(entry: Any, pages: list[str]) -> Any:
         return [_expanded(part, pages) for part in entry]
     if not entry.endswith("/"):
         return entry
-    return sorted((page for page in pages if page.startswith(entry)), key=lambda page: page != f"{entry}index.md")
+    index, inside = f"{entry}index.md", [page for page in pages if page.startswith(entry)]
+    found = sorted(inside, key=lambda page: page != index)
+    # A page of a folder of its own is called as its folder: titles of experiments are whole questions.
+    return [{Path(page).parent.name: page} if page.endswith("/index.md") and page != index else page for page in found]
 
 
 def _sources() -> dict[str, str]:
