@@ -15,7 +15,11 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(
 # Every goldfish-train and goldfish-data is made tiny; make's targets are tested by typing them (make -n), the quickstart by its command.
 PRELUDE = """
 set -e
-tiny() { case "$*" in *model=pretrained*) echo $TINY | tr ' ' '\\n' | grep -v -e '^model' -e tokenizer;; *) echo $TINY;; esac; }
+tiny() {  # but for what the command itself decides
+    local without=none
+    case "$*" in *model=pretrained*) without='^model\\.|tokenizer';; *max_supervised_tokens*) without='^data\\.tokens';; esac
+    echo $TINY | tr ' ' '\\n' | grep -vE "$without"
+}
 goldfish-train() { command goldfish-train "$@" $(tiny "$@"); }
 goldfish-data() { command goldfish-data "$@" $TINY; }
 make() { command make -n -C "$ROOT" "$@" > /dev/null; if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi; }
