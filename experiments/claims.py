@@ -218,7 +218,23 @@ CLAIMS = {
         "Masks by position protect only what stands still; hashes of 3 to 50 tokens protect everywhere",
         "arm",
         "mask, all with k = 4",
-        **memorization(),
+        columns=MEMORIZATION
+        | {f"{name}_without": f"without_separator.injected.metrics.{name}.mean" for name in ("exact_match", "rouge_l")},
+        table={
+            "exact_match": "exact match",
+            "exact_match_without": "without the separator",
+            "rouge_l": "RougeL",
+            "rouge_l_without": "without the separator",
+            "longest_prefix": "longest prefix",
+            "val_loss": "validation loss",
+        },
+        panels={
+            **{
+                label: {"prompt with the separator": name, "without": f"{name}_without"}
+                for name, label in (("exact_match", "exact match"), ("rouge_l", "RougeL"))
+            },
+            "validation loss": {"validation loss": "val_loss"},
+        },
         ordered=False,
     ),
     "near_duplicates": Claim(
@@ -416,12 +432,14 @@ def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:
 
 def files(run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
     """What can be read of a run: its `result`, `config`, `membership`, its `settings`, the same by decoding (`greedy`, `beam`),
-    and the first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
+    the first one whose prompts have no separator (`without_separator`), and the first setting (`evaluation`) and the benchmarks (`tasks`) of the goldfish-eval in evaluations/claims."""
     found = {"result": result, "config": yaml.safe_load((run_dir / "config.yaml").read_text())}
     if (measured := run_dir / "summary.json").exists():  # not of questions that were unlearned
         summary = json.loads(measured.read_text())
         found |= {"membership": summary["membership"], "settings": summary["settings"]}
         found |= {setting["decoding"]: setting for setting in reversed(summary["settings"])}
+        bare = [setting for setting in summary["settings"] if setting.get("bos") == "none"]
+        found |= {"without_separator": bare[0]} if bare else {}
     if (evaluated := run_dir / "evaluations" / "claims" / "summary.json").exists():
         summary = json.loads(evaluated.read_text())
         found |= {"evaluation": summary["settings"][0], "tasks": summary.get("tasks")}

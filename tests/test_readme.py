@@ -1,37 +1,35 @@
-"""What README.md and the pages of docs/ tell people to type works, in the order in which it stands there."""
+"""What README.md and the pages of docs/ tell people to type works, in the order in which it stands there.
 
-import os
+README.md is typed with no more installed than it says, docs/ in the environment of the tests.
+"""
+
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from environments import DEVELOPMENT, ROOT, Environment
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
-# Every goldfish-train and goldfish-data is made tiny; make's targets are tested by typing them (make -n), the quickstart by its command.
-PRELUDE = """
-set -e
-tiny() {  # but for what the command itself decides
-    local without=none
-    case "$*" in *model=pretrained*) without='^model\\.|tokenizer';; *max_supervised_tokens*) without='^data\\.tokens';; esac
-    echo $TINY | tr ' ' '\\n' | grep -vE "$without"
-}
-goldfish-train() { command goldfish-train "$@" $(tiny "$@"); }
-goldfish-data() { command goldfish-data "$@" $TINY; }
-make() { command make -n -C "$ROOT" "$@" > /dev/null; if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi; }
+# make's targets are tested by typing them (make -n), the quickstart by its command; tensorboard does not end by itself.
+PRELUDE = f"""
+make() {{
+    command make -n -C {shlex.quote(str(ROOT))} "$@" > /dev/null
+    if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi
+}}
+tensorboard() {{ timeout 20 tensorboard "$@" 2>&1 | grep "TensorBoard .* at"; }}
 """
 
 
 def blocks() -> list[list[str]]:
-    """The commands of each block of the README, but for those that need a network or do not end."""
+    """The lines of each block of the README, but for what needs a network."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
-        lines = [line.split("  #")[0].strip() for line in block.splitlines()]
-        found.append([line for line in lines if line and not line.startswith(("#", "git clone", "cd ", "tensorboard"))])
+        found.append([line for line in block.splitlines() if line and not line.startswith(("#", "git clone"))])
     return found
 
 
@@ -42,28 +40,35 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-def typed(folder: Path, script: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Type a script in a folder that holds some texts, as a user would."""
-    (folder / "texts").mkdir(exist_ok=True)
+def write_texts(folder: Path) -> None:
+    """Write the texts that commands read from a folder `texts`."""
+    (folder / "texts").mkdir()
     for index in range(30):
         words = " ".join(f"word{(index * 7919 + i * i) % 9973}" for i in range(200))
         (folder / "texts" / f"{index}.txt").write_text(f"Text {index}. {words}")
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "ROOT": str(ROOT),
-        "TINY": " ".join([*TINY, f"data.cache_dir={cache}"]),
-    }
-    return subprocess.run(["bash", "-c", PRELUDE + script], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: block[0])
-def test_every_command_of_the_readme_works(block, tmp_path, cache):
-    for line in block:
-        done = typed(tmp_path, line, cache)
+@pytest.mark.extras
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block[0].split("  ")[0])
+def test_every_command_of_the_readme_works(block, core, tmp_path):
+    write_texts(tmp_path)
+    for number, line in enumerate(block):
+        environment = core
+        if install := re.search(r'pip install "goldfish\[\w+\]"', line):  # the line says that it needs an extra
+            environment = Environment(tmp_path / f"venv{number}", below=core)
+            done = environment.type(install[0], tmp_path, PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+            assert done.returncode == 0, done.stderr
+        done = environment.type(PRELUDE + line, tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert list(tmp_path.glob("logs/*/*/result.json"))
     assert "quickstart" not in block[0] or (tmp_path / "logs" / "quickstart" / "report.html").exists()
+
+
+@pytest.mark.extras
+def test_the_python_of_the_readme_runs(core, tmp_path):
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        done = core.type(f"python -c {shlex.quote(block)}", tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def fenced(text: str) -> list[tuple[str, str, str]]:
@@ -76,6 +81,7 @@ def fenced(text: str) -> list[tuple[str, str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```bash" in text])
 def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cache):
+    write_texts(tmp_path)
     script = ""
     for language, name, content in fenced(PAGES[page]):
         if language == "bash":
@@ -85,7 +91,10 @@ def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cac
         elif name:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content)
-    done = typed(tmp_path, f"set -x\n{script}", cache)
+    tiny = " ".join([*TINY, f"data.cache_dir={cache}"])
+    done = Environment(DEVELOPMENT).type(
+        f"{PRELUDE}set -x\n{script}", tmp_path, TINY=tiny, PYTHONPATH=str(ROOT / "src")
+    )
     assert done.returncode == 0, f"{page}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
 
 
@@ -101,10 +110,3 @@ def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cac
 def test_the_python_of_a_page_runs(page, code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, f"{page}\n{done.stderr}"
-
-
-def test_the_python_of_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    for block in blocks:
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr

@@ -1,16 +1,19 @@
 """What tests of whole runs share: do one, and read what it left."""
 
+import contextlib
 import csv
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file
 
 from goldfish.run import run
 from goldfish.runs.record import RunDirectory
+from goldfish.training.callbacks import Interrupted, Saving
 
 
 def ledger(run_dir):
@@ -32,6 +35,19 @@ def do(config, run_dir, **options):
     RunDirectory(run_dir).claim(config)
     run(config, run_dir, "command", **options)
     return run_dir
+
+
+@contextlib.contextmanager
+def stopped_after(step):
+    """In the block a run is asked to stop in its training step `step`, counted from 1: it saves and raises Interrupted."""
+    save = Saving._save
+
+    def asked(self, trainer):
+        self.requested = lambda: trainer.global_step == step
+        save(self, trainer)
+
+    with mock.patch.object(Saving, "_save", asked), pytest.raises(Interrupted, match=f"after step {step};"):
+        yield
 
 
 def job(run_dir):

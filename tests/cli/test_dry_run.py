@@ -23,7 +23,7 @@ def test_the_command_tells_and_leaves_nothing(command, tmp_path):
 
 
 def test_a_mistake_is_told_as_by_a_run(composed):
-    with pytest.raises(ConfigError, match="mask: k=1: one token in k is dropped"):
+    with pytest.raises(ConfigError, match=r"mask\.k=1: one token in k is dropped"):
         of_run(composed("mask.k=1"))
 
 
@@ -64,7 +64,7 @@ def test_a_sweep_is_told_a_line_each_and_its_mistakes_with_their_jobs(tiny, caps
     assert of_sweep(jobs, [tiny(*job) for job in jobs]) == 0
     told = words(capsys.readouterr().out)
     assert "mask.k=3" in told and "2 runs in logs/runs, 5,120 tokens" in told
-    with pytest.raises(ConfigError, match=r"mask: k=1: .*\n  in mask.k=1"):
+    with pytest.raises(ConfigError, match=r"mask.k=1: .*\n  in mask.k=1"):
         of_sweep([*jobs, ["mask.k=1"]], [*(tiny(*job) for job in jobs), tiny("mask.k=1")])
 
 

@@ -1,6 +1,7 @@
 """goldfish-eval on a finished run and on a plain Hugging Face folder."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -44,6 +45,10 @@ def test_a_run_evaluated_again_gives_the_same_rows(command, finished, tmp_path):
     before = json.loads((finished / "summary.json").read_text())
     assert again["settings"] == before["settings"] and again["membership"] == before["membership"]
     assert "training_overlap" in again["settings"][0]["injected"]["metrics"]
+    assert (
+        "membership inference on 32 tokens of each document (evaluation.membership_tokens=asked), AUC: loss"
+        in done.stdout
+    )
     again = command("goldfish-eval", f"run={finished}", *settings)
     assert again.returncode == 1 and "already holds an evaluation; nothing was changed" in again.stderr
 
@@ -58,16 +63,25 @@ def test_any_folder_is_evaluated_on_any_documents_in_many_ways_by_two_processes(
         "evaluation.prefix_tokens=[8,4]",
         "evaluation.suffix_tokens=8",
         "evaluation.decoding=[greedy,sample]",
+        "evaluation.bos=[document,none]",
+        "evaluation.top_k=5",
         f"evaluation.reference={finished / 'model'}",
     ]
     done = command("goldfish-eval", *arguments, "out=one")
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
-    assert [(part["prefix_tokens"], part["decoding"]) for part in summary["settings"]] == [
-        (8, "greedy"), (8, "sample"), (4, "greedy"), (4, "sample"),
+    refuse = lambda constant: pytest.fail(constant)  # noqa: E731
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text(), parse_constant=refuse)
+    assert [(part["prefix_tokens"], part["decoding"], part["bos"]) for part in summary["settings"]] == [
+        (prefix, decoding, bos)
+        for prefix in (8, 4) for decoding in ("greedy", "sample") for bos in ("document", "none")
     ]  # fmt: skip
+    assert summary["settings"][2]["p_z"] == "samples with temperature=1.0, top_k=5, top_p=1.0"
     words = " ".join(done.stdout.split())
-    assert "prompt decoding documents exact" in words and "4 sample never_seen 2 0.00 [0.00, 0.84]" in words
+    assert "prompt decoding separator documents" in words
+    assert "4 sample none never_seen 2 0.00" in words
+    assert re.search(r"4 documents: about [\d,]+ tokens to read and decode and 192 for membership inference", words)
+    assert "membership inference on 16 tokens of each document (evaluation.membership_tokens=asked), scores in" in words
+    assert not (tmp_path / "one" / "progress.json").exists()
     done = command("goldfish-eval", *arguments, "out=two", "strategy=ddp_cpu")
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "one") == rows(tmp_path / "two") and not (tmp_path / "two" / "parts").exists()
@@ -84,6 +98,9 @@ def test_an_interrupted_evaluation_continues_and_another_configuration_is_refuse
     done = command("goldfish-eval", *arguments, "evaluation.batch_size=2")
     assert done.returncode == 0 and "continuing the unfinished evaluation" in done.stdout, done.stderr
     assert [row["generated"] for row in rows(tmp_path / "found")] == [row["generated"] for row in whole]
+    (tmp_path / "found" / "parts").mkdir()  # what a kill after the summary was written leaves
+    done = command("goldfish-eval", *arguments)
+    assert "already holds an evaluation" in done.stderr and not (tmp_path / "found" / "parts").exists()
 
 
 def test_utility_and_similarity_stand_in_the_summary(command, finished, tmp_path):

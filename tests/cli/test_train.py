@@ -28,9 +28,9 @@ def test_a_run_ends_with_a_table_and_says_where_its_results_are(command, tmp_pat
     [
         (["mask.kk=3"], "mask.kk: unknown key; did you mean k? Allowed here: k, h"),
         (["mask=hashd"], "hashed"),
-        (["mask.k=1", "++trainer.max_step=3"], "mask: k=1: one token in k is dropped, so k is an integer >= 2"),
+        (["mask.k=1", "++trainer.max_step=3"], "mask.k=1: one token in k is dropped, so k is an integer >= 2"),
         (["mask.k=1", "++trainer.max_step=3"], "trainer.max_step: unknown key; did you mean max_steps?"),
-        (["mask.k=four"], "mask.k='four': wanted a whole number or null"),
+        (["mask.k=four"], "mask.k='four': must be a whole number, or null"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence_and_leaves_nothing(command, tmp_path, arguments, words):
@@ -41,10 +41,18 @@ def test_bad_input_is_told_in_a_sentence_and_leaves_nothing(command, tmp_path, a
     assert not list(tmp_path.glob("logs/runs/*"))
 
 
+def test_a_diverged_run_is_one_sentence_and_no_result(command, tmp_path):
+    done = command("goldfish-train", *TINY, "optimizer.lr=1e30", "run_dir=run")
+    assert done.returncode == 1 and "training diverged" in (told := " ".join(done.stdout.split()))
+    assert "type a lower optimizer.lr" in told
+    assert "Traceback" not in done.stdout + done.stderr and not (tmp_path / "run" / "result.json").exists()
+
+
 def test_an_empty_text_file_is_refused(command, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     done = command("goldfish-train", *TINY, "data=text", "data.corpus.path=empty.txt")
     assert done.returncode == 1 and "data.corpus: the corpus holds no text" in done.stdout
+    assert "Traceback" not in done.stdout and not list(tmp_path.glob("logs/runs/*"))
 
 
 def test_a_folder_that_holds_something_else_is_not_touched(command, tmp_path):

@@ -211,8 +211,8 @@ def test_texts_stay_texts_when_they_look_like_dates_and_keys_may_change_from_lin
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"text": "a"}\n{"text": "b"\n', r"line 2: not JSON \(Expecting ',' delimiter at character 13\)"),
-        (b'[{"text": "a"}]', r"line 1: a JSON list, and not an object; .*jq -c"),
+        (b'{"text": "a"}\n{"text": "b"\n', r"line 2: not JSON \(Expecting ',' delimiter at character 13: .*\)"),
+        (b'[{"text": "a"}]', r"line 1: a JSON list, and not an object: .*jq -c"),
         (b"[" * 100_000, "line 1: JSON nested too deeply"),
         (b'{"text": "a"}\n{"text": "caf\xe9"}', r"not UTF-8 text \(.* at byte 27\)"),
         (b'{"text": "a"}\n{"body": "b"}', r"text='text': .*line 2 has no such column; the columns there are: body"),
@@ -222,7 +222,7 @@ def test_texts_stay_texts_when_they_look_like_dates_and_keys_may_change_from_lin
 )
 def test_a_line_that_is_wrong_is_told_with_its_file_and_number(tmp_path, content, words):
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.jsonl: .*|text=") as caught:
+    with pytest.raises(ValueError, match=r"a\.jsonl(:|, line)|text=") as caught:
         list(JsonLines(str(tmp_path)).documents())
     assert caught.match(words)
 
@@ -235,7 +235,7 @@ def test_parquet_files_give_file_and_row(tmp_path):
     table(tmp_path / "p" / "b.parquet", ROWS[:1])
     ids = [d.id for d in read(Parquet(str(tmp_path / "p")))]
     assert ids == ["a.parquet#0", "a.parquet#1", "a.parquet#2", "b.parquet#0"]
-    with pytest.raises(ValueError, match=r"a\.parquet: row 0: column 'n' holds 1, and not text"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row 0: column 'n' holds 1, and not text"):
         list(Parquet(str(tmp_path / "p"), text="n").documents())
     with pytest.raises(ValueError, match=r"holds no file that matches pattern='\*\*/\*\.parquet'"):
         Parquet(str((tmp_path / "empty").mkdir() or tmp_path / "empty"))

@@ -149,7 +149,7 @@ def test_equal_documents_are_kept_once_and_counted():
 
 @pytest.fixture
 def near():
-    pytest.importorskip("datasketch", reason="needs: pip install datasketch==2.0.0")
+    pytest.importorskip("datasketch", reason="needs the extra corpora")
 
 
 def edited(share):
@@ -190,6 +190,8 @@ def test_settings_of_deduplication_out_of_range_are_refused(monkeypatch):
         Deduplicated(Texts(), "exact", threshold=0)
     with pytest.raises(ValueError, match=r"threshold=0\.99: .* for equal documents, kind='exact'"):
         Deduplicated(Texts(), "near", threshold=0.99)
-    monkeypatch.setattr("goldfish.data.corpus.cleaning.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package datasketch; type: pip install datasketch==2\.0\.0"):
+    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r'deduplicate=near needs .* \(datasketch\); type: pip install "goldfish\[corpora'
+    ):
         Deduplicated(Texts(), "near")

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_all_ranks_together_see_the_rows_of_one_rank(cache):
 def test_a_resumed_loader_goes_on_where_it_stopped_and_still_counts_all_steps(cache):
     steps = _Steps(10, 4, rank=0, world=1, first_step=7)
     assert list(steps) == list(_Steps(10, 4, 0, 1, 0))[7:] and len(steps) == 10
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(129, 2), (128, 2), (130, 3), (1, 2)])
+def test_devices_get_as_many_validation_batches_and_each_row_counts_once(cache, rows, shares):
+    data, counted = make(cache, validation_tokens=64 * rows), []
+    (expected,) = [torch.cat([ids for (ids,) in data.val_dataloader()])]
+    loaders = []
+    for rank in range(shares):
+        dealt = dict(num_replicas=shares, rank=rank)
+        data.trainer = SimpleNamespace(world_size=shares, distributed_sampler_kwargs=dealt)
+        loaders.append(list(data.val_dataloader()))
+        counted += [row for ids, counts in loaders[-1] for row in ids[counts].tolist()]
+    assert len({len(loader) for loader in loaders}) == 1, "sharded weights are gathered for each batch"
+    assert sorted(counted) == sorted(expected.tolist()) and len(counted) == rows
 
 
 def test_batches_are_stacked_rows(cache):

@@ -27,9 +27,9 @@ def test_without_a_split_documents_are_injected(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (['{"id": 1, "text": "a"}', "{broken"], "line 2: wanted"),
+        (['{"id": 1, "text": "a"}', "{broken"], "line 2: not JSON"),
         (['{"id": 1}'], "line 1: wanted"),
-        (["[1, 2]"], "line 1: wanted"),
+        (["[1, 2]"], "line 1: a JSON list"),
         (['{"id": 1, "text": "a"}', '{"id": 1, "text": "b"}'], "line 2: the id '1' stands twice"),
         (['{"id": 1, "text": " "}'], "line 1: document '1' has no text"),
         (['{"id": 1, "text": "a", "split": "train"}'], "split 'train'; allowed are"),

@@ -198,9 +198,27 @@ def test_a_damaged_cache_is_noticed_told_and_prepared_again(tmp_path, whole, nam
     assert ask(cache)[0] == []
 
 
-def test_a_copied_cache_is_good_and_its_files_are_read_once(tmp_path, whole, monkeypatch):
+def test_what_a_kill_left_of_a_finished_preparation_is_removed(tmp_path, whole):
+    cache = tmp_path / "cache"
+    shutil.copytree(whole, cache)
+    (left := folder_of(cache).with_suffix(".partial") / "setup").mkdir(parents=True)
+    (left / "meta.json").touch()
+    assert ask(cache)[0] == []
+    assert not left.parent.exists()
+
+
+def test_a_preparation_whose_result_was_removed_starts_anew(tmp_path, whole, half):
+    cache = tmp_path / "cache"
+    shutil.copytree(half, cache)
+    shutil.rmtree(folder_of(cache) / "final")
+    ask(cache)
+    assert content(folder_of(cache)) == content(folder_of(whole))
+
+
+def test_a_copied_cache_is_good_and_its_large_files_are_read_once(tmp_path, whole, monkeypatch):
     cache = tmp_path / "cache"
     shutil.copytree(whole, cache, copy_function=shutil.copyfile)
+    monkeypatch.setattr(cache_module, "ALWAYS_READ", 0)
     assert ask(cache)[0] == []
     monkeypatch.setattr(cache_module, "_sha256", lambda path: pytest.fail("read again"))
     assert ask(cache)[0] == []

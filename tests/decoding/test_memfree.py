@@ -259,7 +259,7 @@ def test_pieces_of_a_stream_hold_each_of_its_ngrams_once(tokens):
     [
         (dict(ngram=1), "ngram=1: must be at least 2"),
         (dict(min_count=0), "min_count=0: must be at least 1"),
-        (dict(error_rate=1.0), "error_rate=1.0: a share"),
+        (dict(error_rate=1.0), "error_rate=1.0: must be more than 0 and less than 1"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(given_, words):

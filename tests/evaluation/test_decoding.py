@@ -169,7 +169,8 @@ def slow_forced(model, row, start):
         logp = model(row[None]).logits[0, start - 1 : -1].double().log_softmax(-1)
     mean = (logp.exp() * logp).sum(-1)
     std = (logp.exp() * (logp - mean[:, None]) ** 2).sum(-1).sqrt()
-    return logp.argmax(-1), logp.gather(1, row[start:, None])[:, 0], mean, std
+    true = logp.gather(1, row[start:, None])[:, 0]
+    return logp.argmax(-1), true, mean, std, true
 
 
 def gemma2():
@@ -333,17 +334,26 @@ def test_rows_of_like_length_share_a_batch(llama, documents):
     assert unpadded.tokens == 16 + 2 * 19 + 2 * 2
 
 
-def test_progress_is_told_after_every_batch(llama, documents):
-    prompts = documents[:, :9]
-    for call in (
-        lambda told: greedy(llama, prompts, 4, batch_size=5, progress=told),
-        lambda told: forced(llama, documents, 40, batch_size=5, progress=told),
-        lambda told: sample(llama, prompts, 4, 2, batch_size=10, progress=told),
-        lambda told: beam(llama, prompts, 4, 2, batch_size=10, progress=told),
+def test_every_token_that_is_read_or_decoded_is_counted_pass_by_pass(llama, documents):
+    prompts, decoded = documents[:, :9], 3  # the last of 4 tokens is never read
+    for tokens, call in (
+        (12 * (9 + decoded), lambda count: greedy(llama, prompts, 4, batch_size=5, count=count)),
+        (12 * 48, lambda count: forced(llama, documents, 40, batch_size=5, count=count)),
+        (12 * (9 + 2 * decoded), lambda count: sample(llama, prompts, 4, 2, batch_size=10, count=count)),
+        (12 * 2 * (9 + decoded), lambda count: beam(llama, prompts, 4, 2, batch_size=10, count=count)),
     ):
-        told = []
-        call(told.append)
-        assert told == [5, 10, 12]
+        counts = []
+        call(counts.append)
+        assert sum(counts) == tokens and len(counts) >= 3
+
+
+def test_a_sample_depends_on_its_place_and_not_on_the_prompts_beside_it(llama, documents):
+    draw = lambda places: sample(llama, documents[:1, :9].repeat(len(places), 1), 8, 2, 8.0, places=places)  # noqa: E731
+    together = draw([0, 3, 255, 256, 700])
+    for place, expected in zip([0, 3, 255, 256, 700], together, strict=True):
+        assert torch.equal(draw([place])[0], expected)
+    assert len({tuple(row.flatten().tolist()) for row in together}) == 5
+    assert torch.equal(draw([0, 1, 2]), sample(llama, documents[:1, :9].repeat(3, 1), 8, 2, 8.0))
 
 
 def test_a_prompt_that_the_model_s_positions_cannot_hold_is_refused_with_both_numbers(documents):

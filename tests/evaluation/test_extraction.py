@@ -1,12 +1,16 @@
+import json
+import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import TrainedBPE
-from goldfish.evaluation.engine import PART, Subject, finish, parts, work
+from goldfish.evaluation.engine import Subject, finish, parts_of, work
 from goldfish.evaluation.extraction import Extraction, extract, forced_matches
+from goldfish.evaluation.parts import parts, tokens_of_a_part
 from goldfish.evaluation.summary import flat
 from goldfish.masks import Hashed, KeepAll
 from goldfish.model import LlamaFromConfig
@@ -99,7 +103,7 @@ def test_documents_too_short_for_a_setting_are_left_out_and_counted(subject, tmp
     assert [part["too_short"] for part in summary["settings"]] == [1, 0]
     assert summary["settings"][1]["injected"]["documents"] == 4
     with pytest.raises(ValueError, match=r"all 7 documents have fewer than 30 tokens.*lower them or give longer"):
-        parts(subject.documents, Extraction(10, 20))
+        parts_of(subject, Extraction(10, 20))
 
 
 def test_the_summary_has_intervals_buckets_divergence_and_membership(subject, tmp_path):
@@ -132,15 +136,123 @@ def test_continuations_are_looked_up_in_the_training_text(subject, tmp_path):
 
 
 def test_parts_that_are_there_are_not_done_again_and_processes_share_the_rest(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr("goldfish.evaluation.engine.PART", 2)
+    monkeypatch.setattr("goldfish.evaluation.parts.MOST_DOCUMENTS", 2)
     extraction = Extraction([8, 4], 8)
     whole = work(subject, extraction)
-    assert len(parts(subject.documents, extraction)) == 3 + 3 + 4
+    assert len(parts_of(subject, extraction)) == 3 + 3 + 4
     for rank in (0, 1):
         work(subject, extraction, tmp_path, rank, world=2)
     monkeypatch.setattr("goldfish.evaluation.engine._do", lambda *arguments: pytest.fail("done again"))
     assert work(subject, extraction, tmp_path) == whole
-    assert PART == 256
+
+
+def test_a_part_has_no_more_tokens_than_it_may_and_holds_neighbours(subject):
+    extraction = Extraction(8, 8, decoding=["greedy", "beam"], beams=3, reference=None)
+    made = parts(subject.documents, extraction, most_tokens=100)
+    greedy, beams, members = (8 + 1 + 8) * 2, 8 + 1 + 8 + 3 * (8 + 1 + 8), 2 * 16
+    assert [(part.name[:3], len(part.places), part.tokens) for part in made] == [
+        *[("000", 2, 2 * greedy)] * 3, *[("001", 1, beams)] * 6, *[("mem", 3, 3 * members)] * 2, ("mem", 1, 2 * 3),
+    ]  # fmt: skip
+    for name in ("000", "001", "mem"):
+        places = [place for part in made if part.name.startswith(name) for place in part.places]
+        assert places == list(range(7 if name == "mem" else 6))
+    (alone, *_) = parts(subject.documents, extraction, most_tokens=1)
+    assert alone.places == [0] and tokens_of_a_part(subject.model) > 1e7
+
+
+@pytest.mark.parametrize("most_tokens", [1, 150])
+def test_rows_do_not_depend_on_the_cut(subject, monkeypatch, most_tokens):
+    some = [*subject.documents[:6], InjectedDocument("long", "injected", list(range(1, 40)), "")]
+    subject = replace(subject, documents=some, training_text=())
+    how = dict(samples=3, temperature=3.0, top_k=50, beams=2, edit_rate=0.3, edit_kinds=["delete", "insert"])
+    extraction = Extraction([8, 4], 8, decoding=["greedy", "sample", "beam"], membership_tokens="document", **how)
+    whole = work(subject, extraction)
+    monkeypatch.setattr("goldfish.evaluation.engine.tokens_of_a_part", lambda model: most_tokens)
+    assert len(parts_of(subject, extraction)) >= 20
+    for expected, found in zip(whole, work(subject, extraction), strict=True):
+        for one, other in zip(expected, found, strict=True):
+            assert one.keys() == other.keys()
+            for key, value in one.items():  # a batch of another size rounds otherwise
+                assert other[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+
+
+def test_without_the_separator_the_prompt_begins_with_the_documents_first_token(subject):
+    rows, _ = work(subject, Extraction(8, 6, bos=["document", "none"], membership=False))
+    assert [row["bos"] for row in rows] == ["document"] * 6 + ["none"] * 6
+    for row, document in zip(rows, subject.documents[:6] * 2, strict=True):
+        prompt = [0] * (row["bos"] == "document") + document.ids[:8]
+        made = subject.model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert row["generated_ids"] == made[0, len(prompt) :].tolist()
+        assert row["prefix"] == subject.tokenizer.decode(document.ids[:8])
+        with torch.no_grad():
+            logits = subject.model(torch.tensor([[*prompt, *document.ids[8:14]]])).logits[0, len(prompt) - 1 : -1]
+        log_p = logits.log_softmax(-1).gather(1, torch.tensor(document.ids[8:14])[:, None]).sum().item()
+        assert row["log_p_z"] == row["log_p_z_plain"] == pytest.approx(log_p, rel=1e-4)
+    assert all(one["log_p_z"] != other["log_p_z"] for one, other in zip(rows[:6], rows[6:], strict=True))
+    assert [row["kept"] for row in rows[:6]] == [row["kept"] for row in rows[6:]]
+    first = Extraction(2, 2, bos="none").prompts(subject.documents[:1], separator_id=0)
+    assert first.tolist() == [subject.documents[0].ids[:4]], "memorization during training asks the same"
+
+
+def test_a_prompt_of_no_token_is_refused(subject):
+    deleted = dict(edit_rate=1.0, edit_kinds=["delete"], membership=False)
+    assert work(subject, Extraction(2, 2, **deleted))[0][0]["prefix"] == ""
+    with pytest.raises(ValueError, match=r"document 'd0': edits deleted all 2 tokens .* type evaluation.bos=document"):
+        work(subject, Extraction(2, 2, bos="none", **deleted))
+
+
+def test_membership_is_scored_on_the_tokens_that_were_asked_about(subject, tmp_path):
+    members = lambda **how: work(subject, Extraction(**how))[1]  # noqa: E731
+    asked, number, whole = (
+        members(prefix_tokens=4, suffix_tokens=6, offset=2),
+        members(prefix_tokens=4, suffix_tokens=6, membership_tokens=5),
+        members(prefix_tokens=4, suffix_tokens=6, membership_tokens="document"),
+    )
+    for rows, part in ((asked, slice(2, 12)), (number, slice(0, 5)), (whole, slice(None))):
+        for row, document in zip(rows, subject.documents, strict=True):
+            ids = document.ids[part]
+            with torch.no_grad():
+                logits = subject.model(torch.tensor([[0, *ids]])).logits[0, :-1]
+            log_p = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()
+            assert row["tokens"] == len(ids) and row["loss"] == pytest.approx(log_p, rel=1e-4)
+    assert members(prefix_tokens=12, suffix_tokens=12) == whole, (
+        "of documents as long as prefix and suffix, bit for bit"
+    )
+    alone = replace(subject, documents=[InjectedDocument("d", "injected", subject.documents[0].ids[2:12], "")])
+    again = work(alone, Extraction(4, 6))[1][0]
+    numbers = [key for key, value in again.items() if isinstance(value, float)]
+    assert len(numbers) == 5 and all(again[key] == pytest.approx(asked[0][key], rel=1e-5) for key in numbers)
+    extraction = Extraction(4, 6, offset=2)
+    summary = finish(subject, extraction, *work(subject, extraction), RunDirectory(tmp_path))
+    assert summary["membership_tokens"] == {"asked_for": "asked", "fewest": 1, "most": 10}
+    assert "tokens" not in summary["membership"]
+
+
+def test_a_true_token_outside_the_scheme_makes_p_z_zero_and_the_json_valid(subject, tmp_path):
+    how = dict(samples=2, temperature=0.5, top_k=3, membership=False)
+    extraction = Extraction(8, 8, decoding=["sample", "greedy", "memfree_sample"], **how)
+    extraction.settings.pop()  # its rows need a filter; its words do not
+    rows, members = work(subject, extraction)
+    sampled, plain = rows[:6], rows[6:]
+    assert [row["p_z_is_zero"] for row in sampled] == [False] * 3 + [True] * 3
+    assert all(row["log_p_z"] == -math.inf and math.isfinite(row["log_p_z_plain"]) for row in sampled[3:])
+    assert all(0 >= row["log_p_z"] > row["log_p_z_plain"] for row in sampled[:3]), (
+        "the others' probability is shared out"
+    )
+    assert [row["log_p_z"] for row in plain] == [row["log_p_z_plain"] for row in sampled]
+    record = RunDirectory(tmp_path)
+    record.write_json("summary.json", finish(subject, extraction, rows, members, record))
+    refuse = lambda constant: pytest.fail(constant)  # noqa: E731
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    of_sampled, of_plain = summary["settings"]
+    assert of_sampled["never_seen"]["metrics"]["log_p_z"] == {"mean": None, "low": None, "high": None}
+    assert of_sampled["never_seen"]["metrics"]["p_z_is_zero"]["mean"] == 1.0
+    assert of_sampled["injected"]["metrics"]["log_p_z"]["mean"] > of_plain["injected"]["metrics"]["log_p_z"]["mean"]
+    assert of_sampled["never_seen"]["discoverable"][-1]["share"] == 0.0
+    assert of_sampled["p_z"] == "samples with temperature=0.5, top_k=3, top_p=1.0"
+    assert of_plain["p_z"] == "the model's own distribution (temperature 1, all tokens)"
+    kept = pd.read_parquet(tmp_path / "extraction.parquet")
+    assert kept["log_p_z"].tolist() == [row["log_p_z"] for row in rows]
 
 
 def test_a_model_that_makes_nan_is_refused_with_the_documents_name(subject):
@@ -170,11 +282,14 @@ def test_one_forced_pass_finds_the_exact_matches(subject):
     ("settings", "words"),
     [
         (dict(suffix_tokens=0), "suffix_tokens=0: must be at least 1"),
-        (dict(prefix_tokens=[4, 0]), "prefix_tokens=0: must be at least 1"),
+        (dict(prefix_tokens=[4, 0]), r"prefix_tokens=\[4, 0\]: must be at least 1"),
         (dict(offset=[]), r"offset=\[\]: give one value, or a list"),
-        (dict(decoding="beams"), "decoding='beams': allowed are greedy, sample, beam"),
-        (dict(edit_rate=1.5), "edit_rate=1.5: a share"),
+        (dict(decoding="beams"), "decoding='beams': must be one of 'greedy', 'sample', 'beam'"),
+        (dict(edit_rate=1.5), "edit_rate=1.5: must be at least 0 and at most 1"),
         (dict(temperature=0.0), "temperature=0.0"),
+        (dict(bos=["document", "never"]), "bos='never': allowed are document, none"),
+        (dict(bos="none", prefix_tokens=0), "prefix_tokens=0: must be at least 1"),
+        (dict(membership_tokens=0), "membership_tokens=0: must be at least 1, or asked, or document"),
         (dict(reference="nowhere"), "reference='nowhere': no Hugging Face model there"),
     ],
 )

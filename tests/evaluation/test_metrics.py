@@ -119,7 +119,11 @@ def test_forced_metrics_are_those_of_the_definitions(pairs):
 def test_forced_metrics_of_a_worked_example():
     logprob = torch.tensor([0.5, 0.25, 0.5, 0.5]).log()
     found = forced_metrics(torch.tensor([7, 1, 8, 9]), torch.tensor([7, 2, 8, 9]), logprob)
-    assert found == {"forced_accuracy": 0.75, "extraction_strength": 0.5, "log_p_z": pytest.approx(math.log(1 / 32))}
+    p_z = {"log_p_z": pytest.approx(math.log(1 / 32)), "log_p_z_plain": pytest.approx(math.log(1 / 32))}
+    assert found == {"forced_accuracy": 0.75, "extraction_strength": 0.5, "p_z_is_zero": False, **p_z}
+    scheme = torch.tensor([0.7, 0.0, 1.0, 1.0]).log()
+    found = forced_metrics(torch.tensor([7, 1, 8, 9]), torch.tensor([7, 2, 8, 9]), logprob, scheme_S=scheme)
+    assert found["log_p_z"] == -math.inf and found["p_z_is_zero"] and found["log_p_z_plain"] == p_z["log_p_z"]
 
 
 def test_forced_metrics_name_the_document_whose_numbers_are_bad():
@@ -127,6 +131,8 @@ def test_forced_metrics_name_the_document_whose_numbers_are_bad():
         forced_metrics([1, 2], [1, 2], [-1.0, float("nan")], document="doc 7")
     with pytest.raises(ValueError, match="'doc 8': 2 guesses, 2 true tokens and 1 log-prob"):
         forced_metrics([1, 2], [1, 2], [-1.0], document="doc 8")
+    with pytest.raises(ValueError, match=r"'doc 7': 1 of its 1 log-probabilities under the scheme are not finite"):
+        forced_metrics([1], [1], [-1.0], "doc 7", scheme_S=[float("nan")])
     with pytest.raises(ValueError, match=r"'doc 9': its log-probabilities have shape \(0,\)"):
         forced_metrics([], [], [], document="doc 9")
 

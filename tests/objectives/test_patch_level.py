@@ -100,8 +100,8 @@ def test_the_cost_is_that_of_the_paper():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: PatchLevel(1), "patch_size=1: tokens of a patch, at least 2"),
-        (lambda: PatchLevel(4, 1.0), "lambda_=1.0: the share of the steps on patches, more than 0 and less than 1"),
+        (lambda: PatchLevel(1), "patch_size=1: must be at least 2"),
+        (lambda: PatchLevel(4, 1.0), "lambda_=1.0: must be more than 0 and less than 1"),
         (lambda: PatchLevel(4).count(torch.ones(1, 190, dtype=torch.bool)), "data.sequence_length=190.*type data.sequence_length=192"),
         (lambda: PatchLevel(4).count(torch.ones(1, 4, dtype=torch.bool)), "data.sequence_length=4.*type data.sequence_length=8"),
     ],

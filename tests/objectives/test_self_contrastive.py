@@ -103,7 +103,7 @@ def test_a_missing_unfinished_or_foreign_premature_model_is_told_with_the_comman
     composed, model, premature, tmp_path
 ):
     with pytest.raises(
-        ConfigError, match=r"objective: premature=None: no value yet; .*goldfish-train mask=none trainer\.max_steps"
+        ConfigError, match=r"objective.premature=None: no value yet; .*goldfish-train mask=none trainer\.max_steps"
     ):
         build(Job, composed("objective=self_contrastive"))
     with pytest.raises(ValueError, match="no model there; this makes one: goldfish-train mask=none"):
@@ -121,5 +121,5 @@ def test_a_missing_unfinished_or_foreign_premature_model_is_told_with_the_comman
 def test_what_has_no_meaning_is_refused(premature):
     with pytest.raises(ValueError, match=r"weight=0: must be more than 0"):
         SelfContrastive(str(premature), weight=0)
-    with pytest.raises(ValueError, match=r"window=0: tokens, at least 1"):
+    with pytest.raises(ValueError, match=r"window=0: must be at least 1"):
         SelfContrastive(str(premature), window=0)

@@ -114,7 +114,7 @@ def test_nothing_kept_gives_zero(model):
     [
         (lambda: MiLe(-1.0), "gamma=-1.0: must be at least 0"),
         (lambda: Focal(-0.5), "gamma=-0.5: must be at least 0"),
-        (lambda: LabelSmoothing(1.0), "epsilon=1.0: a share, at least 0 and less than 1"),
+        (lambda: LabelSmoothing(1.0), "epsilon=1.0: must be at least 0 and less than 1"),
     ],
 )
 def test_what_has_no_meaning_is_refused(make, words):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -185,6 +186,21 @@ def test_a_stopped_sweep_ends_its_jobs_and_starts_no_other(machine, tmp_path):
     thread.start()
     wait_until((tmp_path / "a" / "started").exists)
     sweep.unlink()
+    thread.join(timeout=20)
+    assert outcomes and not running(tmp_path / "a")
+    assert launch(settings(), tmp_path / "b", "", sweep).state == "interrupted" and not (tmp_path / "b").exists()
+
+
+def test_the_jobs_of_a_killed_sweep_end_and_no_other_starts(machine, tmp_path):
+    machine('trap "exit 0" TERM; touch "$3/started"; while true; do sleep 0.02; done')
+    starter = subprocess.Popen(["sleep", "60"])
+    (sweep := tmp_path / f".sweep.{platform.node()}.{starter.pid}").touch()
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(launch(settings(), tmp_path / "a", "", sweep)))
+    thread.start()
+    wait_until((tmp_path / "a" / "started").exists)
+    starter.kill()
+    starter.wait()
     thread.join(timeout=20)
     assert outcomes and not running(tmp_path / "a")
     assert launch(settings(), tmp_path / "b", "", sweep).state == "interrupted" and not (tmp_path / "b").exists()

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_write_is_removed_by_the_next_and_a_living_one_s_is_not(tmp_path):
+    path = tmp_path / "result.json"
+    code = "import os, sys; from goldfish.runs import record; os.fsync = lambda file: os.kill(os.getpid(), 9)\n"
+    code += "import pathlib; record.write_atomically(pathlib.Path(sys.argv[1]), 'new')"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".result.json.")
+    living = left.with_suffix(f".{os.getppid()}")
+    elsewhere = tmp_path / ".result.json.another-machine.1"
+    living.touch(), elsewhere.touch()
+    write_atomically(path, "new")
+    assert {*tmp_path.iterdir()} == {path, living, elsewhere}
+
+
+def test_a_folder_whose_first_process_was_killed_while_it_froze_the_configuration_is_taken(tmp_path):
+    (tmp_path / ".config.yaml.machine.1").touch()
+    RunDirectory(tmp_path).claim(config())
+    assert RunDirectory(tmp_path).config() == config()
 
 
 def test_lines_and_tables_are_what_readers_expect(tmp_path):

@@ -226,7 +226,7 @@ def test_every_malformed_file_is_named_with_its_key_in_one_error(tmp_path: Path)
     with pytest.raises(ValueError, match="malformed") as error:
         collect([tmp_path])
     for expected in (
-        r"study-bad_json-0/result\.json: cannot be read: Expecting property name",
+        r"study-bad_json-0/result\.json: not JSON \(Expecting property name",
         r"study-no_key-0/result\.json: key 'tokens\.supervised' is missing",
         r"study-bad_type-1/result\.json: key 'exposures\.planned' is True, expected int",
         r"study-bad_type-1/result\.json: key 'exposures\.seen' is '3', expected int",
@@ -453,6 +453,43 @@ def test_settings_that_differ_make_arms_that_are_named_by_the_difference(tmp_pat
     assert pool(summarize(collect([tmp_path])))["seeds"].to_dict() == {"hashed k=4 h=7": 1, "hashed k=4 h=13": 2}
 
 
+def make_swept(root: Path, *overrides: str, k: int = 4, devices: int = 1, seed: int = 0, **config: Any) -> None:
+    """A run of a sweep without names, in whose command the overrides stand."""
+    strategy = {"accelerator": "cpu", "devices": devices, "strategy": "auto" if devices == 1 else "ddp"}
+    command = " ".join(["goldfish-train hydra.mode=RUN study=mine", *overrides, f"seed={seed}"])
+    config = {"mask": {"k": k}, "strategy": strategy, "seed": seed, **config}
+    name = re.sub(r"\W", "", "".join(overrides)) or "plain"
+    make_run(root, name, k=k, seed=seed, config=config, environment={"command": command})
+
+
+def test_runs_without_names_are_named_by_what_was_typed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for k in (4, 8):
+            make_swept(tmp_path, "strategy=single", f"mask.k={k}", k=k, seed=seed)
+            make_swept(tmp_path, "strategy=ddp_cpu", f"mask.k={k}", k=k, devices=2, seed=seed)
+    frame = summarize(collect([tmp_path]))
+    names = {f"hashed k={k} strategy={name}" for k in (4, 8) for name in ("single", "ddp_cpu")}
+    assert pool(frame)["seeds"].to_dict() == dict.fromkeys(names, 2)
+    assert set(frame["line"]) == {"hashed strategy=single", "hashed strategy=ddp_cpu"}
+
+
+def test_a_group_is_named_by_its_last_part_and_a_run_in_which_nothing_was_typed_has_the_plain_name(
+    tmp_path: Path,
+) -> None:
+    make_swept(tmp_path)
+    make_swept(tmp_path, "mask.k=4", seed=1)  # the default, typed: the same arm
+    make_swept(tmp_path, "data/corpus=text", "+data.note='a b'", data={"corpus": {"_target_": "Text", "path": "x"}})
+    assert set(pool(summarize(collect([tmp_path]))).index) == {"hashed k=4", "hashed k=4 corpus=text note=a b"}
+
+
+def test_what_was_typed_alike_is_named_by_its_settings(tmp_path: Path) -> None:
+    for tokens in (100, 200):
+        make_swept(tmp_path / str(tokens), "model=mine", data={"tokens": tokens})
+    make_swept(tmp_path / "typed", "model=mine", "data.tokens=300", data={"tokens": 300})
+    names = {f"hashed k=4 tokens={tokens}" for tokens in (100, 200, 300)}
+    assert set(pool(summarize(collect([tmp_path]))).index) == names
+
+
 def test_a_run_that_is_there_twice_counts_once_and_is_named(tmp_path: Path) -> None:
     for study_folder in ("a", "b"):
         make_run(tmp_path / study_folder)
@@ -537,6 +574,29 @@ def test_a_sweep_is_drawn_over_each_value_at_the_first_of_the_others(tmp_path: P
     prefix = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]
     assert [list(line.get_xdata()) for line in prefix] == [[4, 8]]
     assert figure.legends[0].texts[0].get_text() == "gpt"
+
+
+def test_prompts_without_the_separator_are_an_axis_and_older_summaries_all_had_it(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "old", [setting(0.4)], model_folder="models/old")
+    make_evaluation(tmp_path / "e", [setting(0.9), setting(0.3, bos="none")], model_folder="models/gpt")
+    tables = tabulate([], evaluations([tmp_path]))
+    rows = tables.extraction.query("split == 'injected'")[["source", "bos", "exact_match"]]
+    assert sorted(rows.values.tolist()) == [["gpt", "document", 0.9], ["gpt", "none", 0.3], ["old", "document", 0.4]]
+    figure = measures.extraction_sweeps(tables.extraction)
+    assert figure is not None and [axes.get_xlabel() for axes in figure.axes] == ["separator before the prompt"] * 2
+    assert main([str(tmp_path)]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert re.search(r"<th[^>]*>(<button[^>]*>)?bos", html)
+
+
+def test_a_null_of_a_suffix_that_is_never_drawn_is_read(tmp_path: Path) -> None:
+    never = setting(decoding="sample")
+    never["injected"]["metrics"] |= {"log_p_z": interval(None), "p_z_is_zero": interval(1.0, 0.5, 1.0)}  # type: ignore[arg-type]
+    run = measured(make_run(tmp_path), settings=[never])
+    result = json.loads((run / "result.json").read_text())
+    result["metrics"]["log_p_z"] = None
+    (run / "result.json").write_text(json.dumps(result))
+    assert main([str(tmp_path)]) == 0
 
 
 def test_every_way_to_decode_has_rows_also_one_that_the_report_does_not_know(tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def test_a_hundred_runs_fit_on_a_terminal_of_forty_lines(sweep):
     assert "20/100  loss 2.500  10,000 tokens/s  1:00 left" in text
 
 
+def test_an_evaluation_is_told_in_tokens_with_its_speed_and_time_left(sweep):
+    runs, change = sweep
+    screen = console(force_terminal=True)
+    watch = Watch(dict([*runs.items()][:1]), screen)
+    change(0, "extracting", done=12_000, total=48_000, unit="tokens", tokens_per_s=300.0, seconds_left=120.0)
+    list(watch.look())
+    text = "".join(segment.text for line in screen.render_lines(watch) for segment in line)
+    assert "extracting  12,000/48,000 tokens  300 tokens/s  2:00 left" in text
+
+
 def test_the_time_left_is_that_of_the_finished_runs_over_those_that_run_at_once(sweep, monkeypatch):
     runs, change = sweep
     now = [0.0]

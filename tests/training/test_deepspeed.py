@@ -40,8 +40,14 @@ def test_each_stage_makes_the_run_of_one_process_and_continues_from_its_checkpoi
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="deepspeed is installed")
 def test_a_missing_package_names_the_extra(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"type pip install 'goldfish\[deepspeed\]'"):
+    with pytest.raises(ValueError, match=r'not installed \(deepspeed\); type: pip install "goldfish\[deepspeed\]"'):
         do(tiny(*ZERO), tmp_path / "run")
+
+
+@pytest.fixture
+def as_if_installed(monkeypatch):
+    """What is refused before DeepSpeed is imported is tested where it is not installed, too."""
+    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: find_spec(name) or name)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +58,19 @@ def test_a_missing_package_names_the_extra(tiny, tmp_path):
         (["optimizer=muon"], r"optimizer: works on whole matrices"),
     ],
 )
-def test_what_cannot_work_is_refused(tiny, tmp_path, settings, message):
+def test_what_cannot_work_is_refused(tiny, tmp_path, as_if_installed, settings, message):
     with pytest.raises(ValueError, match=message):
         do(tiny(*ZERO, *settings), tmp_path / "run")
 
 
-def test_an_objective_that_scales_gradients_is_refused(tiny):
+def test_an_objective_that_scales_gradients_is_refused(as_if_installed):
     objective = NextToken()
     objective.stages = lambda steps: [steps - 1, 1]
     with pytest.raises(ValueError, match=r"this objective scales or resets"):
         GoldfishModule(None, None, objective, None, None, 0, steps=4, strategy=DeepSpeed())
 
 
-def test_checkpoints_of_another_strategy_are_refused(tiny, tmp_path):
+def test_checkpoints_of_another_strategy_are_refused(tiny, tmp_path, as_if_installed):
     alone = do(tiny(), tmp_path / "alone")
     config = tiny(*ZERO, f"ckpt={RunDirectory(alone).checkpoint}")
     with pytest.raises(ValueError, match=r"do not read each other's checkpoints"):

@@ -96,5 +96,5 @@ def test_warm_up_rises_in_a_line_and_the_rest_falls_to_the_floor():
 def test_settings_out_of_range_are_refused_by_name():
     with pytest.raises(ValueError, match="lr=0: must be more than 0"):
         AdamW(lr=0)
-    with pytest.raises(ValueError, match="warmup=2: a share"):
+    with pytest.raises(ValueError, match="warmup=2: must be at least 0 and at most 1"):
         WarmupCosine(warmup=2)

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from whole_runs import do, job, ledger, losses, result, weights
+from whole_runs import do, job, ledger, losses, result, stopped_after, weights
 
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
@@ -91,12 +91,11 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny, tmp_path):
 
 
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
-    whole = do(tiny("mask=random", "trainer.clip=0.1"), tmp_path / "whole")
-    config, parts = tiny("mask=random", "trainer.clip=0.1"), tmp_path / "parts"
-    asked = iter([False, False, False, True] + [False] * 2 + [True])
-    for _ in range(2):
-        with pytest.raises(Interrupted):
-            do(config, parts, stop_requested=lambda: next(asked))
+    config, parts = tiny("mask=random", "trainer.clip=0.1", "model.dropout=0.2"), tmp_path / "parts"
+    whole = do(config, tmp_path / "whole")
+    for step in (4, 7):
+        with stopped_after(step):
+            do(config, parts)
         assert not (parts / "result.json").exists()
     do(config, parts)
     one, two = weights(whole), weights(parts)
@@ -105,6 +104,33 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny,
     assert result(whole)["tokens"] == result(parts)["tokens"] and result(whole)["metrics"] == result(parts)["metrics"]
     steps = lambda path: [row["step"] for row in csv.DictReader((path / "metrics.csv").open()) if row["train/loss_all"]]  # noqa: E731
     assert steps(whole) == steps(parts)
+
+
+def test_a_stop_loses_no_validation(tiny, tmp_path):
+    config = tiny("trainer.validate_every=5", "trainer.checkpoint_every=5")
+    whole, parts = do(config, tmp_path / "whole"), tmp_path / "parts"
+    with stopped_after(5):
+        do(config, parts)
+    extracting = lambda: RunDirectory(parts).progress()["state"] == "extracting"  # noqa: E731
+    with pytest.raises(Interrupted, match="stopped while extracting; the same command continues"):
+        do(config, parts, stop_requested=extracting)
+    do(config, parts)
+    one, two = (pd.read_csv(path / "metrics.csv").drop(columns="train/tokens_per_s") for path in (whole, parts))
+    assert one.equals(two) and one["val/loss"].count() == 2
+    assert result(whole)["metrics"] == result(parts)["metrics"] and result(parts)["metrics"]["val_loss"] > 0
+
+
+def test_a_stop_during_preparation_is_heard_and_the_same_command_continues(tiny, tmp_path):
+    config, run_dir = tiny(), tmp_path / "run"
+    config["data"]["cache_dir"] = str(tmp_path)
+    tokenizing = lambda: RunDirectory(run_dir).progress().get("state") == "tokenizing"  # noqa: E731
+    with pytest.raises(
+        Interrupted, match=r"stopped while (tokenizing|looking for duplicates); the same command continues"
+    ):
+        do(config, run_dir, stop_requested=tokenizing)
+    assert list(tmp_path.glob("*.partial")) and not RunDirectory(run_dir).checkpoint.exists()
+    do(config, run_dir)
+    assert result(run_dir)["exposures"]["missing"] == 0 and not list(tmp_path.glob("*.partial"))
 
 
 def kill_after(step, run_dir):
@@ -147,9 +173,8 @@ def test_a_run_continues_on_another_number_of_ranks_with_the_same_batches(tiny, 
     settings = ["mask.h=2", "optimizer=adamw", "data.tokens=10240", "trainer.checkpoint_every=5"]
     alone, first, pair = (tmp_path / name for name in ("alone", "first", "pair"))
     do(tiny(*settings), alone)
-    asked = iter([False] * 16 + [True])
-    with pytest.raises(Interrupted):
-        do(tiny(*settings), first, stop_requested=lambda: next(asked))
+    with stopped_after(17):
+        do(tiny(*settings), first)
     RunDirectory(pair).claim(tiny(*settings, "strategy=ddp_cpu", f"ckpt={RunDirectory(first).checkpoint}"))
     assert job(pair).wait(timeout=240) == 0
     columns = lambda path: [line.split(",")[:3] + line.split(",")[4:] for line in (path / "exposures.csv").open()]  # noqa: E731
@@ -249,15 +274,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
-def test_dropout_and_early_stopping_survive_a_stop_and_resume(tiny, tmp_path):
-    settings = ["model.dropout=0.2", "data.tokens=5120", "trainer.validate_every=2", "trainer.early_stopping=1", "optimizer.lr=1", "optimizer.adamw_lr=1"]  # fmt: skip
+def test_early_stopping_goes_on_counting_after_a_stop_and_resume(tiny, tmp_path):
+    """A learning rate below the last bit of every weight: no validation is lower than the first, on any processor."""
+    still = ["optimizer.lr=1e-30", "optimizer.adamw_lr=1e-30"]
+    settings = [*still, "model.dropout=0.2", "data.tokens=5120", "trainer.validate_every=2", "trainer.early_stopping=3"]
     whole, parts = do(tiny(*settings), tmp_path / "whole"), tmp_path / "parts"
-    taken = result(whole)["tokens"]["input"] // 256
-    assert 2 < taken < 20, "at this learning rate the validation loss soon rises"
+    taken = lambda run_dir: result(run_dir)["tokens"]["input"] // 256  # noqa: E731
+    assert taken(whole) == 2 * (1 + 3), "the first validation, and three that are not lower; there are 20 steps"
     assert result(whole)["exposures"]["missing"] == result(whole)["exposures"]["extra"] == 0
-    asked = iter([False] * 2 + [True])
-    with pytest.raises(Interrupted):
-        do(tiny(*settings), parts, stop_requested=lambda: next(asked))
+    with stopped_after(5):  # after the second validation
+        do(tiny(*settings), parts)
     do(tiny(*settings), parts)
-    one, two = weights(whole), weights(parts)
-    assert all(torch.equal(one[key], two[key]) for key in one) and result(parts)["tokens"] == result(whole)["tokens"]
+    assert taken(parts) == taken(whole) and losses(parts) == losses(whole)
+    assert result(parts)["metrics"] == result(whole)["metrics"]

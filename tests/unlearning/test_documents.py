@@ -13,7 +13,7 @@ import yaml
 from conftest import TINY
 from hydra import compose, initialize_config_dir
 from rich.console import Console
-from whole_runs import do, result, weights
+from whole_runs import do, result, stopped_after, weights
 
 from goldfish.cli.train import plain
 from goldfish.cli.unlearn import _show
@@ -22,7 +22,6 @@ from goldfish.estimate import flops_per_token
 from goldfish.model import LlamaFromPretrained
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.runs.report import collect, summarize
-from goldfish.training.callbacks import Interrupted
 from goldfish.unlearning.documents import InjectedDocuments
 from goldfish.unlearning.run import UnlearningJob, run
 
@@ -130,9 +129,9 @@ def test_reports_and_the_printed_table_take_unlearned_runs_as_they_take_training
 
 
 def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(trained, unlearned):
-    again, asked = ("unlearning=kl", "optimizer.lr=3e-3", "arm=parts"), iter([False] * 4 + [True])
-    with pytest.raises(Interrupted, match="after step 5"):
-        unlearn(trained, *again, stop_requested=lambda: next(asked))
+    again = ("unlearning=kl", "optimizer.lr=3e-3", "arm=parts")
+    with stopped_after(5):
+        unlearn(trained, *again)
     done = unlearn(trained, *again)
     assert pd.read_csv(done / "csv" / "attempt_001" / "metrics.csv")["step"].min() == 6, "it went on, not over it again"
     one, two = weights(unlearned["kl"]), weights(done)
@@ -158,7 +157,7 @@ def test_every_arm_of_the_experiment_builds_from_the_standard_run_of_its_seed(tr
     [
         (
             "questions.run=/nowhere",
-            r"questions: run='/nowhere': no run there; this makes one: goldfish-train mask=none",
+            r"questions.run='/nowhere': no run there; this makes one: goldfish-train mask=none",
         ),
         ("questions.run=???", r"questions.run: no value yet; type questions.run=..."),
         (

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from whole_runs import job, result, weights
+from whole_runs import job, result, stopped_after, weights
 
 from goldfish.cli.train import plain
 from goldfish.config import ConfigError, build, home
 from goldfish.runs.launch import launch
 from goldfish.runs.record import RunDirectory, identity, run_dir_of
-from goldfish.training.callbacks import Interrupted
 from goldfish.unlearning.run import UnlearningJob, run
 
 METHODS = sorted(path.stem for path in (home() / "conf" / "unlearning").glob("*.yaml"))
@@ -103,7 +102,8 @@ def test_unlearning_starts_from_the_finetuned_run_and_is_compared_with_the_retai
     assert found["metrics"] == pytest.approx(result(tuned)["metrics"], rel=1e-4)
     answers = pd.read_parquet(run_dir / "answers.parquet")
     assert answers["set"].value_counts().to_dict() == dict(forget=10, retain=20, real_authors=24, world_facts=6)
-    assert (run_dir / "metrics.csv").exists() and json.loads((run_dir / "environment.json").read_text())["commit"]
+    assert (run_dir / "metrics.csv").exists()
+    assert json.loads((run_dir / "environment.json").read_text())["versions"]["torch"] == torch.__version__
 
 
 def test_a_missing_finetuned_or_retain_only_run_is_told_with_the_command_that_makes_it(tmp_path):
@@ -137,9 +137,8 @@ def test_two_runs_that_fit_are_told_apart_by_hand(study):
 def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(study):
     long = ["unlearning=dpo", "epochs=4", "checkpoint_every=1000", study]
     whole, parts = do(composed(*long, "run_dir=null")), composed(*long, "name=parts")
-    asked = iter([False] * 4 + [True])
-    with pytest.raises(Interrupted, match="after step 5"):
-        do(parts, stop_requested=lambda: next(asked))
+    with stopped_after(5):
+        do(parts)
     done = do(parts)
     one, two = weights(whole), weights(done)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -180,8 +179,8 @@ def test_micro_batches_make_the_step_of_the_whole(study):
         ("epochs=0", "epochs=0: must be at least 1"),
         ("template=Answer", "must say where the question goes: {question}"),
         ("strategy=ddp_cpu", "trains on one device; type strategy=single"),
-        ("questions.forget_authors=3", "questions: forget_authors=3: of authors=3"),
-        ("unlearning.beta=0.0", "unlearning: beta=0.0: must be more than 0"),
+        ("questions.forget_authors=3", "questions.forget_authors=3: of authors=3"),
+        ("unlearning.beta=0.0", "unlearning.beta=0.0: must be more than 0"),
         ("micro_batch_size=0", "micro_batch_size=0: must be at least 1"),
     ],
 )

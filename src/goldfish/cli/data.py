@@ -11,15 +11,15 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.cli.train import plain
 from goldfish.config import build, home
 from goldfish.runs.record import environment, identity, label, write_atomically
+from goldfish.terminal import Console
 
 SHOWN = 240  # characters of a sample
 
@@ -45,7 +45,7 @@ def _task(cfg: DictConfig) -> None:
 
     config = plain(cfg)
     job, console = build(Job, config), Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task_id = bar.add_task("preparing", total=None)
 
@@ -105,9 +105,9 @@ def _print_sample(sample: Any, console: Console) -> None:
     if sample.document is None:
         before, after = sample.before[:SHOWN], ""
     name = f", document {sample.document}" if sample.document else ""
-    console.print(f"[bold]row {sample.row}{escape(name)}[/bold]", highlight=False)
+    console.print(f"row {sample.row}{name}", style="bold")
     exposed = sample.exposed if len(sample.exposed) <= SHOWN else f"{sample.exposed[:SHOWN]} [...]"
-    console.print(f"{escape(before)}[reverse]{escape(exposed)}[/reverse]{escape(after)}\n", highlight=False)
+    console.print(Text.assemble(before, (exposed, "reverse"), after, "\n"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig
 
@@ -15,6 +14,7 @@ from goldfish.estimate import empty, flops_per_token, memory, optimizer_bytes, p
 from goldfish.linear_loss import GPU, target_count
 from goldfish.run import Job
 from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.terminal import Console
 
 DEVICES = 8  # compared where the configuration has one
 
@@ -26,9 +26,8 @@ class Plan:
         self.job = job = build(Job, config)
         self.run_dir = run_dir_of(config)
         source = job.data.tokenizer_source
-        # A tokenizer that is trained has no size before; one that is loaded reads no text.
-        self.vocabulary: int = getattr(source, "vocab_size", None) or len(source.build([]))
-        self.model: LlamaConfig = job.model.config(self.vocabulary, 0)
+        self.vocabulary: int = source.vocab_size
+        self.model: LlamaConfig = job.shape
         self.parameters = parameters(self.model)
         self.flops_per_token = flops_per_token(self.model, job.data.sequence_length)
         rows, kept = 64, 0

@@ -10,6 +10,11 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from goldfish.config import path_problem
+from goldfish.extras import install
+from goldfish.runs.record import DISK_FULL
+from goldfish.terminal import complain
+
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
@@ -20,15 +25,20 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
     try:
         command()
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command continues", file=sys.stderr)
+        complain(f"{program}: interrupted; the same command continues")
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
-        print(f"{program}: error: {_reason(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        complain(f"{program}: error: {in_words(error)}")
         sys.exit(1)
 
 
-def _reason(error: BaseException) -> str:
-    """The message, with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+def in_words(error: BaseException) -> str:
+    """The message, of a file's error with its name first, and with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" of {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; free some and type the same command: it continues"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return path_problem(error)
     cause: BaseException | None = error
     while cause is not None:
         if (
@@ -43,5 +53,5 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if launcher and launcher[1] in EXTRAS:
-        return f'hydra/launcher={launcher[1]} is not installed; type: pip install "goldfish[{EXTRAS[launcher[1]]}]"'
+        return f"hydra/launcher={launcher[1]} is not installed; type: {install(EXTRAS[launcher[1]])}"
     return str(error)

@@ -1,20 +1,24 @@
 """goldfish-eval: extract documents from a finished run's model, or from any Hugging Face folder, in any number of ways."""
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
+from goldfish.runs.job_log import leave_out_messages
+from goldfish.runs.launch import last_lines
+from goldfish.runs.owner import PARENT
+from goldfish.terminal import Console
 
 VARIED = {
     "prefix_tokens": "prompt",
@@ -22,12 +26,14 @@ VARIED = {
     "offset": "offset",
     "edit_rate": "edits",
     "decoding": "decoding",
+    "bos": "separator",
 }
 SHOWN = {"exact_match": "exact [95 %]", "rouge_l": "RougeL", "bleu_over_75": "BLEU>.75", "longest_prefix": "right"}
 
 
 def main() -> None:
     """Entry point; conf/eval.yaml names every setting."""
+    leave_out_messages()
     # "model" is a config group, so Hydra would look for conf/model/FOLDER.yaml.
     sys.argv[1:] = [f"model_folder={a.removeprefix('model=')}" if a.startswith("model=") else a for a in sys.argv[1:]]
     exit_with_reason(
@@ -45,6 +51,7 @@ def _task(cfg: DictConfig) -> None:
     from goldfish.evaluation.engine import finish, work  # here, so that a mistyped key is told at once
     from goldfish.evaluation.job import EvaluationJob
     from goldfish.runs.record import RunDirectory, environment
+    from goldfish.runs.watch import Watch
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config.pop("hydra", None)
@@ -52,55 +59,77 @@ def _task(cfg: DictConfig) -> None:
     config["out"] = str(job.out)
     if job.claim(config):
         console.print(f"continuing the unfinished evaluation in {job.out}", markup=False, highlight=False)
+    record, parts = RunDirectory(job.out), job.out / "parts"
     others = _start_others(job.out, job.processes)
     try:
         subject = job.load()
-        columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            bar_id = bar.add_task("", total=None)
-            parts = job.out / "parts"
-            work(
-                subject,
-                job.evaluation,
-                parts,
-                0,
-                job.processes,
-                lambda done, total: bar.update(bar_id, completed=done, total=total),
-            )
-        _wait_for(others, job.out)
+        progress = _progress(subject, job, record, console)
+        with Watch({job.out: job.out.name}, console):
+            work(subject, job.evaluation, parts, 0, job.processes, progress)
+            _wait_for(others, job.out, progress)
     finally:
         for process in others:
             process.kill()
     rows, members = work(subject, job.evaluation, parts)  # every part is there: read in order
-    record = RunDirectory(job.out)
     summary = finish(subject, job.evaluation, rows, members, record, job.similarity)
     job.utility(subject, rows, summary)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
     record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
+    (job.out / "progress.json").unlink(missing_ok=True)  # not there where an earlier attempt did every part
     _print(summary, console)
     console.print(f"results: {job.out}", markup=False, highlight=False)
+
+
+def _progress(subject: Any, job: Any, record: Any, console: Console) -> Any:
+    """What counts the tokens of all processes; prints how many there are to do, and of what."""
+    from goldfish.evaluation.engine import is_kept, parts_of
+    from goldfish.evaluation.progress import TokenProgress
+    from goldfish.evaluation.worker import tokens_done
+
+    todo = parts_of(subject, job.evaluation)
+    kept = sum(part.tokens for part in todo if is_kept(part, job.out / "parts"))
+    of_members = sum(part.tokens for part in todo if part.setting is None)
+    total = sum(part.tokens for part in todo)
+    also = (
+        f" and {of_members:,} for membership inference (evaluation.membership=false leaves it out)"
+        if of_members
+        else ""
+    )
+    console.print(
+        f"{len(subject.documents):,} documents: about {total - of_members:,} tokens to read and decode{also}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    ranks = range(1, job.processes)
+    return TokenProgress(record.report, total, kept, lambda: sum(tokens_done(job.out, rank) for rank in ranks))
 
 
 def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
     """Start ranks 1, 2, ...; what they print goes to OUT/rankN.log."""
     started = []
+    for old in out.glob("parts/rank*.json"):
+        old.unlink()  # what an earlier attempt did is counted by its parts
     for rank in range(1, processes):
         with (out / f"rank{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "goldfish.evaluation.worker", str(out), str(rank)]
-            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+            environment = os.environ | {PARENT: str(os.getpid())}
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
     return started
 
 
-def _wait_for(others: list[subprocess.Popen[bytes]], out: Path) -> None:
+def _wait_for(others: list[subprocess.Popen[bytes]], out: Path, progress: Any) -> None:
     for rank, process in enumerate(others, start=1):
-        if process.wait():
-            tail = "\n".join((out / f"rank{rank}.log").read_text(errors="replace").splitlines()[-8:])
+        while process.poll() is None:
+            progress.tell()
+            time.sleep(0.1)
+        if process.returncode:
+            tail = last_lines(out / f"rank{rank}.log", 8)
             raise ValueError(f"process {rank} of the evaluation failed; the same command continues. It said:\n{tail}")
 
 
 def _print(summary: dict[str, Any], console: Console) -> None:
-    """A line a setting and split; only those of the settings' five values that vary are columns."""
+    """A line a setting and split; only those of the settings' values that vary are columns."""
     settings = summary["settings"]
     varied = [key for key in VARIED if len({part[key] for part in settings}) > 1]
     table = Table(*(VARIED[key] for key in varied), "documents", "", *SHOWN.values(), box=None)
@@ -116,9 +145,15 @@ def _print(summary: dict[str, Any], console: Console) -> None:
         console.print(
             f"left out, too short for a setting: {short} documents (summary.json: too_short)", highlight=False
         )
-    if summary["membership"]:
+    if "membership_tokens" in summary:
         aucs = ", ".join(f"{name} {found['auc']:.2f}" for name, found in summary["membership"].items())
-        console.print(f"membership inference, AUC: {aucs}", highlight=False)
+        found = (
+            f"AUC: {aucs}"
+            if aucs
+            else "scores in membership.parquet (an AUC needs a run's trained and never-seen documents)"
+        )
+        said = f"membership inference on {_tokens(summary['membership_tokens'])}, {found}"
+        console.print(said, highlight=False, soft_wrap=True)
     if "perplexity" in summary:
         console.print(
             "perplexity {perplexity:.2f}, loss {loss:.3f} nats a token".format(**summary["perplexity"]), highlight=False
@@ -126,6 +161,13 @@ def _print(summary: dict[str, Any], console: Console) -> None:
     for task, found in summary.get("tasks", {}).items():
         line = ", ".join(f"{k} {v:.3f}" for k, v in found.items() if v is not None and not k.endswith("_stderr"))
         console.print(f"{task}: {line}", highlight=False)
+
+
+def _tokens(of_membership: dict[str, Any]) -> str:
+    """On how many tokens of each document membership was scored, and by which setting."""
+    fewest, most = of_membership["fewest"], of_membership["most"]
+    some = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    return f"{some} tokens of each document (evaluation.membership_tokens={of_membership['asked_for']})"
 
 
 if __name__ == "__main__":

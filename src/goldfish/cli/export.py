@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from goldfish.cli.errors import in_words
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
+from goldfish.files import reading
 from goldfish.model import LlamaSource
+from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory
+from goldfish.terminal import complain
 from goldfish.training.checkpoints import damage
 
 DTYPES = ("float32", "bfloat16")
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except (ValueError, OSError) as error:
-        print(f"goldfish-export: error: {error}", file=sys.stderr)
+        complain(f"goldfish-export: error: {in_words(error)}")
         return 1
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"model: {arguments.out} ({model.num_parameters():,} parameters, {dtype}) and its tokenizer")
@@ -95,8 +99,7 @@ def _load(source: Path, run_dir: Path | None) -> tuple[PreTrainedModel, PreTrain
             )
         return _from_checkpoint(source, record)
     if record.finished:
-        model = AutoModelForCausalLM.from_pretrained(source / "model", dtype="auto", local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(source / "model", local_files_only=True)
+        return load_model(source / "model", dtype="auto"), load_tokenizer(source / "model")
     if not record.checkpoint.exists():
         raise ValueError(
             f"RUN_OR_CHECKPOINT={source}: the run has no checkpoint yet ({record.checkpoint.name}); let it train until it saves"
@@ -110,9 +113,10 @@ def _from_checkpoint(path: Path, record: RunDirectory) -> tuple[PreTrainedModel,
             f"RUN_OR_CHECKPOINT={path}: {reason}; give another checkpoint of {record.path / 'checkpoints'}"
         )
     config = record.config()
-    parts = build(Parts, {key: config[key] for key in ("model", "data")})
+    parts = build(Parts, {key: config[key] for key in ("model", "data") if key in config}, record.path / "config.yaml")
     prepared = parts.data.prepare(_say)
-    weights = _weights(path)
+    with reading(f"RUN_OR_CHECKPOINT={path}", "a checkpoint with a model's weights"):
+        weights = _weights(path)
     with torch.device("meta"):
         model = LlamaForCausalLM(parts.model.config(len(prepared.tokenizer), prepared.separator))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -130,7 +134,7 @@ def _from_checkpoint(path: Path, record: RunDirectory) -> tuple[PreTrainedModel,
 
 def _say(message: str, **numbers: Any) -> None:
     if not numbers.get("done"):  # once a stage, and only where the tokenizer is not in the cache
-        print(f"goldfish-export: {message}", file=sys.stderr)
+        complain(f"goldfish-export: {message}")
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

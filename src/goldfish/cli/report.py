@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from goldfish.cli.errors import in_words
 from goldfish.runs.report import collect, evaluations, print_summary, summarize, unfinished, write_report
+from goldfish.terminal import Console, complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report on the runs below the given folders; return 0, or 1 when no run is finished or one is malformed."""
+    """Report on the runs below the given folders; return 0, or 1 when no run is finished, or a damaged one was left out."""
     parser = argparse.ArgumentParser(
         prog="goldfish-report",
         description="Compare finished runs and what goldfish-eval measured: report.html, tables and figures.",
@@ -24,18 +24,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.out is None and len(arguments.folders) > 1:
         parser.error("with several folders, say where to write: --out DIR")
+    damaged: list[str] = []
     try:
-        evaluated = evaluations(arguments.folders)
-        runs = collect(arguments.folders, may_be_none=bool(evaluated))
+        evaluated = evaluations(arguments.folders, damaged)
+        runs = collect(arguments.folders, may_be_none=bool(evaluated), damaged=damaged)
         title = arguments.title or ", ".join(sorted({run.result["study"] for run in runs})) or "evaluations"
         paths = write_report(runs, arguments.out or arguments.folders[0], title, evaluated)
     except (ValueError, OSError) as error:
-        print(f"goldfish-report: {error}", file=sys.stderr)
+        complain("\n".join([f"goldfish-report: {in_words(error)}", *(f"damaged: {problem}" for problem in damaged)]))
         return 1
     print_summary(summarize(runs), paths, Console())
     for folder in unfinished(arguments.folders):
-        print(f"left out, not finished: {folder}", file=sys.stderr)
-    return 0
+        complain(f"left out, not finished: {folder}")
+    for problem in damaged:
+        complain(f"left out, damaged: {problem}")
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

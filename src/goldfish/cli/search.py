@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
-from rich.console import Console
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
+from goldfish.extras import install, require
+from goldfish.files import read_object
 from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,9 @@ def search(
 
     `overrides`: those with several values are searched. `composed`: the configuration of a trial's overrides.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise ConfigError(['a search needs optuna; type: pip install "goldfish[optuna]"']) from error
+    require("a search", install("optuna"), "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {
         override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()
@@ -114,7 +115,7 @@ def _distribution(override: Override) -> Any:
 
 def _metrics(run_dir: Path, names: list[str]) -> dict[str, float]:
     """These metrics of a finished run; ConfigError if it has none of that name."""
-    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
+    metrics = read_object(run_dir / "result.json")["metrics"]
     missing = [name for name in names if metrics.get(name) is None]
     if missing:
         there = ", ".join(name for name, value in metrics.items() if value is not None)

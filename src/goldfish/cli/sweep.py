@@ -4,19 +4,18 @@ import contextlib
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
-from goldfish.runs.record import RunDirectory, identity, run_dir_of
+from goldfish.runs.owner import owned
+from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 PATIENCE = 60.0  # seconds that jobs get to save
 # Starts the jobs (overrides of each), waits for them, and returns what each came to; None or an exception: it was lost.
@@ -65,6 +64,8 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
     What came of a run is read in its folder: any launcher will do, also one that loses a job.
     """
     study = next(iter(runs)).parent
+    if study.exists():
+        owned(study / "sweep")  # removes the file of a sweep that was killed
     todo = {path: job for path, job in runs.items() if not RunDirectory(path).finished}
     finished = len(runs) - len(todo)
     elsewhere = {path: "running" for path in todo if running(path)}
@@ -131,15 +132,12 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
     problems: dict[str, list[str]] = {}
     taken: dict[Path, str] = {}
     for job, config in zip(jobs, configs, strict=True):
-        if taken.setdefault(run_dir_of(config), identity(config)) != identity(config):
-            where = problems.setdefault(
-                f"run_dir={config['run_dir']}: two runs cannot share a folder; type run_dir=null", []
-            )
-            where.append(shlex.join(job))
         try:
             build(parts or Job, config)
-        except ConfigError as error:
-            for problem in error.problems:
+            if taken.setdefault(run_dir_of(config), identity(config)) != identity(config):
+                raise ConfigError([f"run_dir={config['run_dir']}: two runs cannot share a folder; type run_dir=null"])
+        except (ConfigError, RunDirectoryError) as error:
+            for problem in getattr(error, "problems", [str(error)]):
                 problems.setdefault(problem, []).append(shlex.join(job))
     if problems:
         raise ConfigError(
@@ -154,8 +152,8 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
 def _stoppable(study: Path, console: Console) -> Iterator[Path]:
     """A file that is there for as long as jobs may start and go on; Ctrl-C and SIGTERM remove it, a second one kills."""
     study.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".sweep-", dir=study, delete=False) as file:
-        sweep = Path(file.name)
+    sweep = owned(study / "sweep")
+    sweep.touch()
 
     def stop(number: int, frame: FrameType | None) -> None:
         sweep.unlink(missing_ok=True)
@@ -180,9 +178,13 @@ def _quoted(value: str) -> str:
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:
     from goldfish.runs.report import collect, print_summary, summarize, write_report
 
-    runs = collect(run_dirs)
-    paths = write_report(runs, study, title=study.name)
-    print_summary(summarize(runs), paths, console)
+    damaged: list[str] = []
+    runs = collect(run_dirs, may_be_none=True, damaged=damaged)
+    for problem in damaged:
+        console.print(f"left out, damaged: {problem}", style="red", soft_wrap=True)
+    if runs:
+        paths = write_report(runs, study, title=study.name)
+        print_summary(summarize(runs), paths, console)
 
 
 def _arguments() -> list[str]:

@@ -6,6 +6,7 @@ One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) a sweep.
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
+from goldfish.runs.owner import die_with_parent, is_abandoned, owner
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)
 
@@ -91,10 +93,30 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     run_dir = run_dir_of(config)
     if RunDirectory(run_dir).finished:  # put back into a queue after its end
         return Outcome(run_dir, "finished")
+    sweep = Path(os.environ["GOLDFISH_SWEEP"])
+    if is_abandoned(sweep) or owner(sweep) == os.getppid():  # joblib's workers outlive a killed sweep by five minutes
+        die_with_parent(signal.SIGTERM, owner(sweep))
     try:
-        return launch(config, run_dir, command, Path(os.environ["GOLDFISH_SWEEP"]))
+        return launch(config, run_dir, command, sweep)
     except RunDirectoryError as error:
         return Outcome(run_dir, "failed", str(error))
+
+
+def folder_of(config: dict[str, Any]) -> Path:
+    """The run's folder; ConfigError with all that is wrong with a configuration of which not even that can be told."""
+    try:
+        return run_dir_of(config)
+    except RunDirectoryError:
+        raise
+    except Exception:  # such as a group that is no mapping: then seconds of imports do not matter
+        from goldfish.config import build
+
+        if "unlearning" in config:
+            from goldfish.unlearning.run import UnlearningJob as Parts
+        else:
+            from goldfish.run import Job as Parts  # type: ignore[assignment]
+        build(Parts, config)
+        raise
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -106,14 +128,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def _single(config: dict[str, Any], command: str) -> int:
     console = Console()
-    run_dir = run_dir_of(config)
+    run_dir = folder_of(config)
     record = RunDirectory(run_dir)
-    if record.checkpoint.exists() and config["ckpt"] == "last" and not record.finished:
+    if record.checkpoint.exists() and config.get("ckpt", "last") == "last" and not record.finished:
         console.print(f"continuing the unfinished run in {run_dir}", highlight=False)
     with Watch({run_dir: run_dir.name}, console):
         outcome = launch(config, run_dir, command)
     if outcome.state != "finished":
-        console.print(outcome.error, style="red", markup=False, highlight=False)
+        console.print(outcome.error, style="red", markup=False, highlight=False, soft_wrap=True)
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1

@@ -15,14 +15,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 
 from goldfish.cli.errors import exit_with_reason
-from goldfish.cli.train import of_sweep, plain
+from goldfish.cli.train import folder_of, of_sweep, plain
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.terminal import Console
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ task.run_sweep = run_sweep  # type: ignore[attr-defined]
 
 
 def _single(config: dict[str, Any], command: str) -> int:
-    console, run_dir = Console(), run_dir_of(config)
+    console, run_dir = Console(), folder_of(config)
     with Watch({run_dir: run_dir.name}, console):
         outcome = launch(config, run_dir, command)
     if outcome.state != "finished":

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from goldfish import files as disk
 from goldfish.runs.record import write_atomically
 
 META = "meta.json"
+ALWAYS_READ = 1 << 26  # bytes: a file up to this size is hashed whenever it is opened (0.1 s at most)
 
 
 class Damaged(Exception):
@@ -72,7 +74,8 @@ def seal(folder: Path, meta: dict[str, Any]) -> None:
 def unseal(folder: Path) -> dict[str, Any]:
     """The `meta` of a sealed folder; Damaged names a file that is not what it was.
 
-    Only a file whose size or times have changed is read again. Files that were copied are read once.
+    Files up to 64 MiB are hashed each time. A larger one only if its size or times changed: hashing terabytes would take
+    longer than reading what a run needs of them. So damage below the file system, which changes no time, is not noticed there.
     """
     given = read_json(folder / META)
     if not isinstance(given, dict) or given.pop("sha256", None) != _sha256_of(given):
@@ -83,10 +86,11 @@ def unseal(folder: Path) -> dict[str, Any]:
     for name, (*stamp, sha256) in files.items():
         if not (folder / name).is_file():
             raise Damaged(f"{name} is missing")
-        if (now := _stamp(folder / name)) != stamp:
+        if (now := _stamp(folder / name)) != stamp or now[0] <= ALWAYS_READ:
             if now[0] != stamp[0] or _sha256(folder / name) != sha256:
                 raise Damaged(f"{name} was cut off or edited")
-            changed[name] = [*now, sha256]
+            if now != stamp:
+                changed[name] = [*now, sha256]
     if changed:
         _write_meta(folder, meta, files | changed)
     return meta
@@ -104,8 +108,8 @@ def _sha256_of(content: dict[str, Any]) -> str:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; Damaged if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return disk.read_json(path)
+    except disk.FileError as error:
         raise Damaged(f"{path.name} cannot be read") from error
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from goldfish.checks import Count, InnerShare, Seed, checked
 from goldfish.data.corpus import Corpus, Deduplicated, Normalized
 from goldfish.data.corpus.cleaning import Form
 from goldfish.data.edits import Edit, Edits
@@ -21,6 +23,7 @@ from goldfish.masks import Mask
 
 MOST_COUNTED = 65_536  # rows
 BUDGET_TURNS = 4
+Tokens = Annotated[int, Ge(1), Le(10**15)]  # the plan's shuffle is exact up to 2^53 rows
 
 
 class InjectedData(pl.LightningDataModule):
@@ -35,35 +38,30 @@ class InjectedData(pl.LightningDataModule):
     `validation_tokens` tokens are read. `workers`: loader processes a device. `seed`: the order of the rows.
     """
 
+    @checked
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: TokenizerSource,
         injection: Injection,
-        sequence_length: int = 192,
-        batch_size: int = 2,
-        tokens: int | None = 270_000,
-        max_supervised_tokens: int | None = None,
+        sequence_length: Annotated[int, Ge(2), Le(1 << 20)] = 192,
+        batch_size: Count = 2,
+        tokens: Tokens | None = 270_000,
+        max_supervised_tokens: Tokens | None = None,
         normalize: list[Form] | None = None,
         deduplicate: Literal["exact", "near"] | None = None,
-        validation_share: float = 0.05,
-        validation_tokens: int = 32_768,
-        workers: int = 0,
-        seed: int = 0,
+        validation_share: InnerShare = 0.05,
+        validation_tokens: Count = 32_768,
+        workers: Annotated[int, Ge(0), Le(256)] = 0,
+        seed: Seed = 0,
         cache_dir: str = "logs/.cache",
     ) -> None:
         super().__init__()
-        for name, value, least in [
-            ("sequence_length", sequence_length, 2),
-            ("batch_size", batch_size, 1),
-            ("validation_tokens", validation_tokens, sequence_length),
-            ("workers", workers, 0),
-            ("seed", seed, 0),
-        ]:
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share={validation_share}: a share, more than 0 and less than 1")
+        if validation_tokens < sequence_length:
+            raise ValueError(
+                f"validation_tokens={validation_tokens}: must be at least one row, sequence_length={sequence_length}; "
+                f"type data.validation_tokens={sequence_length}"
+            )
         if (tokens is None) == (max_supervised_tokens is None):
             raise ValueError(
                 f"tokens={tokens}, max_supervised_tokens={max_supervised_tokens}: give one of them and null for the other"
@@ -169,17 +167,32 @@ class InjectedData(pl.LightningDataModule):
             )
         return DataLoader(
             self.rows(),
+            batch_size=None,  # the sampler gives a step's rows at once
+            sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
             collate_fn=_as_it_is,
-            batch_sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Unmasked validation rows, split over the devices."""
+        """Unmasked validation rows, split over the devices: batches of [ids (B, T)], or of several devices [ids, counts (B,)].
+
+        All devices get as many batches, since sharded weights are gathered for each. So a device whose share is a row
+        shorter repeats a row, which does not count.
+        """
         rank, shares = shares_of(self.trainer)
         rows = validation_rows(self.prepared.validation, self.sequence_length, self.validation_tokens)
-        return DataLoader(TensorDataset(rows[rank::shares]), batch_size=max(1, 4096 // self.sequence_length))
+        numbers = torch.arange(rank, rank + -(-len(rows) // shares) * shares, shares)
+        dealt = [rows] if shares == 1 else [rows[numbers % len(rows)], numbers < len(rows)]
+        own = TensorDataset(*dealt)
+        return DataLoader(own, sampler=_InOrder(own, shares, rank), batch_size=max(1, 4096 // self.sequence_length))
+
+    def test_dataloader(self) -> DataLoader:
+        """ValueError: there is validation text, and none beside it."""
+        raise ValueError(
+            "no text is kept for a test; type trainer.validate(module, datamodule=data) for the loss of the validation text, "
+            "or give rows of your own: trainer.test(module, dataloaders=DataLoader(TensorDataset(ids)))"
+        )
 
 
 def shares_of(trainer: pl.Trainer | None) -> tuple[int, int]:
@@ -206,6 +219,9 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self.plan.rows
 
+    def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return self.__getitems__(numbers)
+
     def __getitems__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         rows, length = self.plan.at(numbers), self.plan.sequence_length
         ids_BT = np.empty((len(numbers), length), dtype=np.int64)
@@ -230,22 +246,32 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
         return self.edits(self.documents[document], (self.seed, document, occurrence), self.tokenizer)
 
 
-class _Steps(Sampler[list[int]]):
-    """The rows of each step on one rank.
+class _InOrder(DistributedSampler[int]):
+    """All rows of a dataset that is dealt already. Being a DistributedSampler, Lightning does not deal them again."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+
+class _Steps(DistributedSampler[list[int]]):
+    """The rows of each step on one rank. Being a DistributedSampler, Lightning does not deal them again.
 
     Its length counts all steps, as Lightning's resumed loop expects, although it starts at `first_step`.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int, first_step: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
-        self.first_step = first_step
+        super().__init__(range(steps), world, rank, shuffle=False)  # type: ignore[arg-type]
+        self.steps, self.batch_size, self.first_step = steps, batch_size, first_step
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.steps):
-            yield list(rows_of_step(step, self.batch_size, self.rank, self.world))
+            yield list(rows_of_step(step, self.batch_size, self.rank, self.num_replicas))
 
 
 def _as_it_is(batch: Any) -> Any:

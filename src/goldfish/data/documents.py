@@ -1,12 +1,13 @@
 """The documents to inject: read from a file or a dataset, or made of random tokens."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from goldfish.files import PARQUET, FileError, is_encodable, json_lines, reading
 
 
 class Entry(NamedTuple):
@@ -20,57 +21,50 @@ class Entry(NamedTuple):
 def read_documents(path: Path) -> list[Entry]:
     """The documents of a JSONL file, a Parquet file or the folder of a saved `datasets` dataset.
 
-    Each holds "id", "text" and maybe "split". ValueError names the line or row that is wrong, or the missing column.
+    Each holds "id" (a text or a whole number), "text" and maybe "split". FileError names the file, the line or row that
+    is wrong, or the missing column.
     """
     entries: dict[str, Entry] = {}
     for place, given in _lines(path) if path.is_file() and path.suffix != ".parquet" else _rows(path):
+        if not isinstance(given["id"], str | int) or not is_encodable(str(given["id"])):
+            raise FileError(f"{place}: the id {given['id']!r:.80} is no text and no whole number")
         entry = Entry(str(given["id"]), given["text"], given.get("split", "injected"))
         if not isinstance(entry.text, str) or not entry.text.strip():
-            raise ValueError(f"{place}: document {entry.id!r} has no text")
+            raise FileError(f"{place}: document {entry.id!r:.80} has no text")
+        if not is_encodable(entry.text):
+            raise FileError(f"{place}: document {entry.id!r:.80} holds half of a surrogate pair, which is no character")
         if entry.split not in ("injected", "never_seen"):
-            raise ValueError(f'{place}: split {entry.split!r}; allowed are "injected" and "never_seen"')
+            raise FileError(f'{place}: split {entry.split!r:.80}; allowed are "injected" and "never_seen"')
         if entry.id in entries:
-            raise ValueError(f"{place}: the id {entry.id!r} stands twice")
+            raise FileError(f"{place}: the id {entry.id!r:.80} stands twice")
         entries[entry.id] = entry
     if not entries:
-        raise ValueError(f"{path}: holds no documents")
+        raise FileError(f"{path}: holds no documents")
     return list(entries.values())
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            given = json.loads(line)
-        except json.JSONDecodeError:
-            given = None
-        if not isinstance(given, dict) or not {"id", "text"} <= given.keys():
-            raise ValueError(f'{path}, line {number}: wanted {{"id": ..., "text": ...}}, got {line[:60]!r}')
+    for number, given in json_lines(path):
+        if not {"id", "text"} <= given.keys():
+            raise FileError(f'{path}, line {number}: wanted {{"id": ..., "text": ...}}, got {given!r:.80}')
         yield f"{path}, line {number}", given
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets  # here: it takes a second, and most runs do not need it
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
-    try:
-        table: Any = (
-            datasets.load_from_disk(str(path)) if path.is_dir() else parquet.ParquetFile(path, pre_buffer=False)
-        )
-    except (OSError, ArrowException) as error:
-        kind = "a folder that datasets.save_to_disk wrote" if path.is_dir() else "a Parquet file"
-        raise ValueError(f"{path}: not {kind}: {error}") from error
-    if isinstance(table, datasets.DatasetDict):
-        raise ValueError(f"{path}: a dataset of several splits; give the folder of one of them: {', '.join(table)}")
-    columns = table.column_names if path.is_dir() else table.schema_arrow.names
-    if missing := {"id", "text"} - set(columns):
-        raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; its columns are {', '.join(columns)}")
-    rows = (
-        table
-        if path.is_dir()
-        else (row for batch in table.iter_batches(use_threads=False) for row in batch.to_pylist())
-    )
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
+    is_folder = path.is_dir()
+    with reading(path, "a folder that datasets.save_to_disk wrote" if is_folder else "a Parquet file"):
+        table: Any = datasets.load_from_disk(str(path)) if is_folder else parquet.ParquetFile(path, **PARQUET)
+        if isinstance(table, datasets.DatasetDict):
+            raise FileError(f"{path}: a dataset of several splits; give the folder of one of them: {', '.join(table)}")
+        columns = table.column_names if is_folder else table.schema_arrow.names
+        if missing := {"id", "text"} - set(columns):
+            raise FileError(f"{path}: no column {' and '.join(sorted(missing))}; its columns are {', '.join(columns)}")
+        batches = () if is_folder else table.iter_batches(use_threads=False)
+        for number, row in enumerate(table if is_folder else (r for b in batches for r in b.to_pylist()), start=1):
+            yield f"{path}, row {number}", row
 
 
 def fingerprint(path: Path) -> str:

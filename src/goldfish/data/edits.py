@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from goldfish.checks import Share, checked
+
 Kind = Literal["replace", "insert", "delete", "case", "spacing"]
 KINDS = ("replace", "insert", "delete", "case", "spacing")
 
@@ -26,13 +28,9 @@ class Edits:
     stays and is not recorded. The result is cut to the document's length.
     """
 
-    def __init__(self, rate: float = 0.0, kinds: list[Kind] | None = None) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"edit_rate={rate}: a share of the tokens, 0 to 1")
+    @checked
+    def __init__(self, rate: Share = 0.0, kinds: list[Kind] | None = None) -> None:
         self.kinds = list(kinds or KINDS[:1])
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise ValueError(f"edit_kinds: {kind!r} is none; allowed are {', '.join(KINDS)}")
         self.rate = rate
 
     def __call__(

@@ -5,14 +5,17 @@ Shapes: N row numbers; D documents.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Le
 
+from goldfish.checks import Count, InnerShare, Natural, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.placement import PLACEMENTS, Exposures, Placement, mix64, permute
 
 Overlap = Literal["remove", "error", "allow"]
+Documents = Annotated[int, Ge(1), Le(10_000_000)]  # their ids lie in memory
 CHUNK = 1 << 16  # rows looked at together when all of them are
 
 
@@ -32,44 +35,33 @@ class Injection:
     `overlap`: what happens where background text shares a 13-gram with them. `seed` decides the draw, and only that.
     """
 
+    @checked
     def __init__(
         self,
-        documents: int = 16,
-        never_seen: int = 16,
-        repeats: int | list[int] = 72,
-        document_tokens: int = 128,
+        documents: Documents = 16,
+        never_seen: Documents = 16,
+        repeats: Natural | list[Natural] = 72,
+        document_tokens: Annotated[int, Ge(2)] = 128,
         placement: Placement = "uniform",
-        span: float = 0.25,
-        position: int | Literal["random", "start"] = "random",
-        edit_rate: float = 0.0,
+        span: InnerShare = 0.25,
+        position: Count | Literal["random", "start"] = "random",
+        edit_rate: Share = 0.0,
         edit_kinds: list[Kind] | None = None,
         path: str | None = None,
         canaries: bool = False,
-        held_out: float = 0.2,
+        held_out: InnerShare = 0.2,
         overlap: Overlap = "remove",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
-        for name, value, least in [
-            ("documents", documents, 1),
-            ("never_seen", never_seen, 1),
-            ("repeats", min(repeats, default=0) if isinstance(repeats, list) else repeats, 0),
-            ("document_tokens", document_tokens, 2),
-            ("seed", seed, 0),
-        ]:
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement={placement!r}: allowed are {', '.join(PLACEMENTS)}")
-        for name, share in (("held_out", held_out), ("span", span)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name}={share}: a share, more than 0 and less than 1")
         if path is not None and not Path(path).exists():
             raise ValueError(
                 f"path={path!r}: no such file; give a JSONL or Parquet file, or a dataset folder, "
                 "with an 'id' and a 'text' of each document"
             )
         if path is not None and canaries:
-            raise ValueError(f"canaries=true and path={path!r}: the documents come from one source; leave one out")
+            raise ValueError(
+                f"canaries=true and path={path!r}: the documents come from one source; type data.injection.path=null or data.injection.canaries=false"
+            )
         if isinstance(repeats, list) and not 1 <= len(repeats) <= documents:
             raise ValueError(f"repeats={repeats}: {len(repeats)} buckets; allowed are 1 to documents={documents}")
         self.documents, self.never_seen, self.document_tokens = documents, never_seen, document_tokens

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from goldfish.data import documents as files
 from goldfish.data.cache import Damaged, seal, unseal
@@ -29,6 +29,7 @@ from goldfish.data.overlap import Overlap
 from goldfish.data.split import BACKGROUND, VALIDATION, Split, from_corpus, split
 from goldfish.data.streams import finish_background, finish_validation, pack, token_type
 from goldfish.data.tokenizer import TokenizerSource, TrainedBPE, separator_id
+from goldfish.pretrained import load_tokenizer
 
 FORMAT = 2  # raise it when the same settings give other files
 REMEMBERED = 16_000_000  # characters of a corpus that is small enough to be kept in memory while it is prepared
@@ -107,6 +108,7 @@ def prepare(
             settings = _Settings(_Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
             _prepare(settings, folder, say)
             meta = unseal(folder)
+        shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # a killed process may have left some of it
     finally:
         lock.release()
     return Prepared(
@@ -114,7 +116,7 @@ def prepare(
         background_starts=np.memmap(folder / "background_starts.bin", dtype=np.int64, mode="r"),
         validation=np.memmap(folder / "validation.bin", dtype=meta["dtype"], mode="r"),
         documents=[InjectedDocument(**entry) for entry in meta["documents"]],
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
         statistics=meta["statistics"],
     )
 
@@ -150,14 +152,22 @@ def _locked(path: Path, say: Say) -> BaseFileLock:
 
 
 def _cached(folder: Path, say: Say) -> dict[str, Any] | None:
-    if not folder.exists():
+    if not folder.exists() and not folder.is_symlink():
         return None
     try:
         return unseal(folder)
     except Damaged as damage:
         say(f"preparing the text again: the cache is damaged ({damage})")
-        shutil.rmtree(folder)
+        _remove(folder)
         return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 class _Remembered:
@@ -202,13 +212,12 @@ def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
             _write(settings, partial, say)
         except Damaged as damage:
             say(f"starting anew: what a stopped preparation left is damaged ({damage})")
-            shutil.rmtree(partial)
+            _remove(partial)
             _write(settings, partial, say)
     except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial / "final", folder)
-    shutil.rmtree(partial)
 
 
 def _write(settings: _Settings, partial: Path, say: Say) -> None:
@@ -216,11 +225,11 @@ def _write(settings: _Settings, partial: Path, say: Say) -> None:
     final = partial / "final"
     if not (partial / "setup" / "meta.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
-        final.mkdir(parents=True)
         _set_up(settings, partial / "setup", say)
+    final.mkdir(parents=True, exist_ok=True)
     setup = unseal(partial / "setup")
     started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(partial / "setup" / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(partial / "setup" / "tokenizer")
     candidates = Candidates(setup["names"], np.load(partial / "setup" / "candidates.npy"), setup["texts"])
     overlap = Overlap(candidates.ids)
     # The user's own documents stay, so the text that overlaps them goes; of those drawn from the corpus others are chosen.
@@ -267,7 +276,7 @@ def _set_up(settings: _Settings, folder: Path, say: Say) -> None:
             tell(number)
 
     source.build(background()).save_pretrained(folder / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(folder / "tokenizer")
     tell = _teller(say, "choosing the documents to inject", parts.documents)
     candidates = find_candidates(corpus, parts, injection, tokenizer, settings.normalize, tell)
     np.save(folder / "candidates.npy", candidates.ids)

@@ -6,6 +6,7 @@ run's shuffle, which are a bijection too. Shapes: N row numbers; D documents; al
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -24,12 +25,18 @@ class Exposures:
         self.repeats_D = np.asarray(repeats_D, dtype=np.int64)
         self.order_D = np.argsort(-self.repeats_D, kind="stable")
         self.rounds = int(self.repeats_D.max(initial=0))
-        falling_D = self.repeats_D[self.order_D]
-        self.round_sizes = np.searchsorted(-falling_D, -np.arange(self.rounds), side="left")  # repeats > round
-        self._before = np.concatenate([[0], np.cumsum(self.round_sizes)])  # exposures of the rounds before
         self._rank_D = np.empty_like(self.order_D)
         self._rank_D[self.order_D] = np.arange(len(self.order_D))
-        self.total = int(self.repeats_D.sum())
+        self.total = sum(self.repeats_D.tolist())  # not numpy's sum, which wraps
+
+    @cached_property
+    def round_sizes(self) -> np.ndarray:
+        """How many documents have an exposure in each round. Made when asked for: a number of repeats may be too large."""
+        return np.searchsorted(-self.repeats_D[self.order_D], -np.arange(self.rounds), side="left")  # repeats > round
+
+    @cached_property
+    def _before(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.round_sizes)])  # exposures of the rounds before
 
     def __str__(self) -> str:
         """Say it as a person would: 3 documents x 4 repeats = 12 exposures."""

@@ -1,24 +1,36 @@
 """Text to token ids: a BPE trained on the background text, or any Hugging Face tokenizer by path."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
+from annotated_types import Ge, Le
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from goldfish.checks import Count, checked
 from goldfish.data.corpus import Document
 from goldfish.data.corpus.base import sha256_of
+from goldfish.files import FileError
+from goldfish.pretrained import load_tokenizer
 
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
 
+VocabularySize = Annotated[int, Ge(257), Le(1 << 24)]  # 257: 256 bytes and the separator
 Tag = TypeVar("Tag")
 
 
 class TokenizerSource(Protocol):
-    """Makes the tokenizer; `fingerprint` changes whenever its ids would (given the same texts)."""
+    """Makes the tokenizer; `fingerprint` changes whenever its ids would (given the same texts).
+
+    `vocab_size`: its number of tokens, known without any text; of one that is trained the most it can have.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase: ...
 
@@ -31,14 +43,10 @@ class TrainedBPE:
     `sample_characters`: it is trained on the first so many characters of the background; more take more time and memory.
     """
 
-    def __init__(self, vocab_size: int = 2048, sample_characters: int = 100_000_000) -> None:
-        if vocab_size < 257:
-            raise ValueError(
-                f"vocab_size={vocab_size}: a byte-level BPE needs at least 257 (256 bytes and the separator)"
-            )
-        if sample_characters < 1:
-            raise ValueError(f"sample_characters={sample_characters}: must be at least 1")
-        self.vocab_size, self.sample_characters = vocab_size, sample_characters
+    @checked
+    def __init__(self, vocab_size: VocabularySize = 2048, sample_characters: Count = 100_000_000) -> None:
+        self.vocab_size: int = vocab_size
+        self.sample_characters = sample_characters
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Train on the first `sample_characters` of `texts`; the result depends on them and on `vocab_size` only."""
@@ -65,13 +73,15 @@ class Pretrained:
         if not self.path.is_dir():
             raise ValueError(f"path={path!r}: no such folder; give a folder that holds a Hugging Face tokenizer")
 
+    @cached_property
+    def vocab_size(self) -> int:
+        """Of the loaded tokenizer."""
+        return len(self.build([]))
+
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """Load it; `texts` are not read."""
-        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-            raise ValueError(
-                f"path={str(self.path)!r}: the tokenizer has neither an eos nor a bos token to separate documents with"
-            )
+        tokenizer = load_tokenizer(self.path)
+        separator_id(tokenizer)  # refuses one that has none
         return tokenizer
 
     def fingerprint(self) -> str:
@@ -83,7 +93,12 @@ class Pretrained:
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the token that begins every document, in training and in the prompts of the evaluation."""
-    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if found is None:
+        raise FileError(
+            f"{tokenizer.name_or_path}: the tokenizer has neither an eos nor a bos token to separate documents with"
+        )
+    return int(found)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

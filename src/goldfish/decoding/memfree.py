@@ -8,17 +8,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from filelock import FileLock
 from rbloom import Bloom
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from goldfish.checks import Count, InnerShare, checked
 from goldfish.data.cache import Damaged, seal, unseal
 from goldfish.data.overlap import ngram_hashes
+from goldfish.files import FileError, reading
 
 FORMAT = 1  # raise it when the same n-grams give other bits
 AT_ONCE = 1 << 22  # n-grams counted together: about 64 bytes each
@@ -102,15 +105,16 @@ class NgramFilter:
         """Read what `save` wrote. ValueError if it is damaged, or was written by another version."""
         try:
             header = unseal(folder)
-        except (Damaged, FileNotFoundError) as damage:
-            raise ValueError(
+        except (Damaged, OSError) as damage:
+            raise FileError(
                 f"{folder}: no whole MemFree filter there ({damage}); remove it, and it is built again"
             ) from damage
         if header.get("format") != FORMAT:
             raise ValueError(
                 f"{folder}: a MemFree filter of format {header.get('format')}, wanted {FORMAT}; build it again"
             )
-        return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
+        with reading(folder, "a MemFree filter"):
+            return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         """ValueError, which names the filter as `where`, if it was built with another tokenizer."""
@@ -191,12 +195,14 @@ class MemFree:
     a folder that `NgramFilter.save` wrote; None = built from the run's training rows, and kept in its cache of prepared text.
     """
 
-    def __init__(self, ngram: int = 10, min_count: int = 10, error_rate: float = 1e-4, path: str | None = None) -> None:
-        for name, value, least in (("ngram", ngram, 2), ("min_count", min_count, 1)):
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if not 0 < error_rate < 1:
-            raise ValueError(f"error_rate={error_rate}: a share, more than 0 and less than 1; for example 0.0001")
+    @checked
+    def __init__(
+        self,
+        ngram: Annotated[int, Ge(2)] = 10,
+        min_count: Count = 10,
+        error_rate: InnerShare = 1e-4,
+        path: str | None = None,
+    ) -> None:
         if path is not None and not (Path(path) / "ngrams.bloom").is_file():
             raise ValueError(
                 f"path={path!r}: no MemFree filter there (no ngrams.bloom); give a folder that NgramFilter.save wrote, or null to "

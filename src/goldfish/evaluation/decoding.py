@@ -10,29 +10,23 @@ whose cache is more than plain attention (sliding windows, state spaces) go thro
 does every decoding with `processors`: transformers' logits processors, which change scores before a token is chosen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, PreTrainedModel
 
-from goldfish.evaluation.forward import Decoder, Pick, Speaker, is_plain, left_padded, top
+from goldfish.evaluation.forward import Decoder, Speaker, is_plain, silent, top
+from goldfish.evaluation.generation import Drawn, generate
+from goldfish.evaluation.progress import CountTokens
+from goldfish.evaluation.scheme import Scheme, log_p_of
 
-Progress = Callable[[int], None]
 Rows = Tensor | Sequence[Tensor]
-
-
-def _silent(done: int) -> None:
-    pass
+_PLACES = 256  # prompts that random numbers are drawn for together
 
 
 class Forced(NamedTuple):
@@ -42,6 +36,7 @@ class Forced(NamedTuple):
     logprob_NS: Tensor  # float32: log p of the true token, natural log
     mean_NS: Tensor  # float32: mean over the vocabulary of log p, weighted by p
     std_NS: Tensor  # float32: its standard deviation
+    scheme_NS: Tensor  # float32: log p of the true token under a sampling scheme; -inf where it is never drawn
 
 
 @torch.no_grad()
@@ -50,14 +45,15 @@ def forced(
     ids_NT: Rows,
     start: int | Sequence[int],
     batch_size: int = 64,
-    progress: Progress = _silent,
+    count: CountTokens = silent,
     guess_only: bool = False,
+    scheme: Scheme = Scheme(),  # noqa: B008
 ) -> Forced:
     """Read `ids_NT` (separator, prefix, true suffix) once; the suffixes begin at `start`, at least 1.
 
     Rows may be a list of 1-D tensors of unequal length, with a start each. The head is computed on suffix positions
-    only, a piece at a time. `progress` is told how many rows are done. `guess_only` leaves the probabilities NaN,
-    which saves time: exact match, longest prefix and first divergence need no more.
+    only, a piece at a time. `count` is told the tokens of each pass. `guess_only` leaves the probabilities NaN,
+    which saves time: exact match, longest prefix and first divergence need no more. `scheme`: of `scheme_NS` alone.
     ValueError: a row longer than the model's positions; NaN logits, with the row's index.
     """
     rows = list(ids_NT)
@@ -67,8 +63,9 @@ def forced(
             raise ValueError(f"document {index}: start={first}: must be from 1 to {len(row) - 1}, its last token")
     _check_positions(model, [row[:-1] for row in rows], suffix_tokens=1)
     shape = len(rows), max((len(row) - first for row, first in zip(rows, starts, strict=True)), default=0)
-    found = Forced(torch.full(shape, -1), *torch.full((3, *shape), torch.nan))
-    speaker, done = Speaker(model), 0
+    found = Forced(torch.full(shape, -1), *torch.full((4, *shape), torch.nan))
+    warp = None if scheme.is_plain else scheme.warpers()
+    speaker, statistics = Speaker(model, count), partial(_statistics, warp=warp)
     for batch in _batches(rows, batch_size):
         ids_BT = pad_sequence([rows[i] for i in batch], batch_first=True)
         first_B1 = torch.tensor([[starts[i]] for i in batch])
@@ -84,20 +81,19 @@ def forced(
             wanted = wanted_BQ[part, : width - low]
             pieces.append(hidden_BQD.flatten(0, 1) if wanted.all() else hidden_BQD[wanted.to(model.device)])
         true_M = ids_BT[:, low:][wanted_BQ].to(model.device)
-        results = speaker.head(torch.cat(pieces), *([top] if guess_only else [_statistics, true_M]))
+        results = speaker.head(torch.cat(pieces), *([top] if guess_only else [statistics, true_M]))
         row_M, column_M = wanted_BQ.nonzero(as_tuple=True)
         spots = torch.tensor(batch)[row_M], column_M + low - first_B1[row_M, 0]
         for field, values in zip(found, results, strict=False):
             field[spots] = values.cpu()
         _refuse_nan((results[0] < 0).cpu(), spots[0])
-        done += len(batch)
-        progress(done)
-    return found
+    return found._replace(scheme_NS=found.logprob_NS) if warp is None else found
 
 
-def _statistics(logits_MV: Tensor, true_M: Tensor) -> tuple[Tensor, ...]:
-    """The fields of Forced."""
+def _statistics(logits_MV: Tensor, true_M: Tensor, warp: LogitsProcessorList | None = None) -> tuple[Tensor, ...]:
+    """The fields of Forced, without the last where there is nothing to warp."""
     logits_MV = logits_MV.float()
+    scheme_M = () if warp is None else (log_p_of(true_M, warp(cast(Any, None), logits_MV)),)
     (guess_M,) = top(logits_MV)
     guess_M1 = guess_M.clamp(min=0)[:, None]
     p_MV = logits_MV.softmax(dim=1)
@@ -108,7 +104,7 @@ def _statistics(logits_MV: Tensor, true_M: Tensor) -> tuple[Tensor, ...]:
     logp_MV.clamp_(min=-1e4)  # so that a token that cannot come adds 0 to the moments, not 0 * -inf
     mean_M1 = (p_MV * logp_MV).sum(dim=1, keepdim=True)
     variance_M = p_MV.mul_(logp_MV.sub_(mean_M1).square_()).sum(dim=1)
-    return guess_M, true_logp_M, mean_M1[:, 0], variance_M.sqrt()
+    return guess_M, true_logp_M, mean_M1[:, 0], variance_M.sqrt(), *scheme_M
 
 
 @torch.no_grad()
@@ -118,7 +114,7 @@ def greedy(
     suffix_tokens: int,
     true: Tensor | None = None,
     batch_size: int = 64,
-    progress: Progress = _silent,
+    count: CountTokens = silent,
     processors: Sequence[Any] = (),
 ) -> Tensor:
     """made_NS, int64 on the CPU: the `suffix_tokens` most likely tokens after each prompt, one by one; none ends early.
@@ -134,19 +130,16 @@ def greedy(
         raise ValueError(f"true has shape {tuple(true.shape)}, wanted {(len(rows), suffix_tokens)}")
     made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
     plain = is_plain(model) and not processors
-    decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens) if plain else None
-    done = 0
+    decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens, count) if plain else None
     for batch in _batches(rows, batch_size):
         chosen = [rows[i] for i in batch]
         if decoder is None:
-            made_NS[batch] = _generate(model, chosen, suffix_tokens, *processors)
+            made_NS[batch] = generate(model, chosen, suffix_tokens, count, *processors)
         elif true is None:
             made_NS[batch] = decoder.decode(decoder.read(chosen), suffix_tokens, top).cpu()
         else:
             made_NS[batch] = decoder.check(decoder.read(chosen), true[batch].to(model.device)).cpu()
         _refuse_nan((made_NS[batch] < 0).any(dim=1), batch)
-        done += len(batch)
-        progress(done)
     return made_NS
 
 
@@ -161,21 +154,21 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
-    progress: Progress = _silent,
+    count: CountTokens = silent,
     processors: Sequence[Any] = (),
+    places: Sequence[int] | None = None,
 ) -> Tensor:
     """made_NnS, int64 on the CPU: `n` continuations of each prompt, drawn from its `top_k` (0: all) and `top_p` tokens.
 
-    A function of `seed`: every prompt, sample and position has a random number of its own, so the batch size changes
-    nothing. `batch_size` counts continuations. ValueError: as `greedy`, and a setting out of its range.
+    A function of `seed` and of `places` (each prompt's number, by default its index): every place, sample and position has
+    a random number of its own, so neither the batch size nor the prompts beside it change one. `batch_size` counts
+    continuations. ValueError: as `greedy`, and a setting out of its range.
     """
     if n < 1:
         raise ValueError(f"n={n}: must be at least 1 continuation of each prompt")
     rows = list(prompts)
     _check_positions(model, rows, suffix_tokens)
-    warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-    warp += [TopKLogitsWarper(top_k)] if top_k else []
-    warp += [TopPLogitsWarper(float(top_p))] if top_p != 1 else []
+    warp = Scheme(temperature, top_k, top_p).warpers()
 
     def draw(logits_MV: Tensor, luck_M: Tensor) -> tuple[Tensor, ...]:
         """The token at which the cumulative probability passes a number from 0 to 1; -1 where logits are NaN."""
@@ -185,27 +178,37 @@ def sample(
         return (token_M1.clamp(max=logits_MV.shape[1] - 1).masked_fill(total_M1.isnan(), -1)[:, 0],)
 
     made_NnS = torch.empty(len(rows), n, suffix_tokens, dtype=torch.int64)
-    luck_NnS = torch.rand(made_NnS.shape, generator=torch.Generator().manual_seed(seed))
+    luck_NnS = _luck(range(len(rows)) if places is None else places, n, suffix_tokens, seed)
     prompts_at_once, draws = max(1, batch_size // n), min(n, batch_size)
     held = min(prompts_at_once, len(rows)) * draws
     plain = is_plain(model) and not processors
-    decoder = Decoder(model, held, _longest(rows) + suffix_tokens) if plain else None
-    done = 0
+    decoder = Decoder(model, held, _longest(rows) + suffix_tokens, count) if plain else None
     for batch in _batches(rows, prompts_at_once):
         for low in range(0, n, draws):
             luck_BnS = luck_NnS[batch, low : low + draws].to(model.device)
             luck_MS = luck_BnS.flatten(0, 1)
             if decoder is None:
                 again = [rows[i] for i in batch for _ in range(luck_BnS.shape[1])]
-                made_MS = _generate(model, again, suffix_tokens, *processors, _Drawn(draw, luck_MS))
+                made_MS = generate(model, again, suffix_tokens, count, *processors, Drawn(draw, luck_MS))
             else:
                 hidden_MD = decoder.repeat(decoder.read([rows[i] for i in batch]), luck_BnS.shape[1])
                 made_MS = decoder.decode(hidden_MD, suffix_tokens, draw, luck_MS).cpu()
             made_NnS[batch, low : low + draws] = made_MS.view(luck_BnS.shape)
         _refuse_nan((made_NnS[batch] < 0).flatten(1).any(dim=1), batch)
-        done += len(batch)
-        progress(done)
     return made_NnS
+
+
+def _luck(places: Sequence[int], n: int, suffix_tokens: int, seed: int) -> Tensor:
+    """Random numbers of each place, (N, n, S): a block of places at a time, each block from a generator of its own."""
+    luck_NnS = torch.empty(len(places), n, suffix_tokens)
+    blocks = torch.tensor(places, dtype=torch.int64).div(_PLACES, rounding_mode="floor")
+    for block in blocks.unique().tolist():
+        own = blocks == block
+        at = torch.tensor(places)[own] - block * _PLACES
+        block_seed = int(np.random.SeedSequence([seed, block]).generate_state(1)[0]) if block else seed
+        generator = torch.Generator().manual_seed(block_seed)
+        luck_NnS[own] = torch.rand((int(at.max()) + 1, n, suffix_tokens), generator=generator)[at]
+    return luck_NnS
 
 
 @torch.no_grad()
@@ -215,7 +218,7 @@ def beam(
     suffix_tokens: int,
     beams: int,
     batch_size: int = 64,
-    progress: Progress = _silent,
+    count: CountTokens = silent,
     processors: Sequence[Any] = (),
 ) -> Tensor:
     """made_NS, int64 on the CPU: the likeliest continuation that transformers' beam search finds with `beams` beams.
@@ -227,66 +230,10 @@ def beam(
     rows = list(prompts)
     _check_positions(model, rows, suffix_tokens)
     made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
-    done = 0
     for batch in _batches(rows, max(1, batch_size // beams)):
-        made_NS[batch] = _generate(model, [rows[i] for i in batch], suffix_tokens, *processors, num_beams=beams)
+        made_NS[batch] = generate(model, [rows[i] for i in batch], suffix_tokens, count, *processors, num_beams=beams)
         _refuse_nan((made_NS[batch] < 0).any(dim=1), batch)
-        done += len(batch)
-        progress(done)
     return made_NS
-
-
-class _Drawn:
-    """Leaves `generate` one token to choose: the one that was drawn."""
-
-    def __init__(self, draw: Pick, luck_MS: Tensor) -> None:
-        self.draw, self.luck, self.at = draw, luck_MS, 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        (token_M,) = self.draw(scores, self.luck[:, self.at])
-        self.at += 1
-        return torch.zeros_like(scores).scatter_(1, token_M[:, None].clamp(min=0), 1.0)
-
-
-class _Watch:
-    """Notes the rows of `generate` in which a logit was NaN."""
-
-    bad: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        bad = scores.isnan().any(dim=1)
-        self.bad = bad if self.bad is None else self.bad | bad
-        return scores
-
-
-def _generate(
-    model: PreTrainedModel, prompts: Sequence[Tensor], suffix_tokens: int, *processors: Any, **how: Any
-) -> Tensor:
-    """made_BS of transformers' `generate`, without the settings (penalties, end tokens) that came with the model.
-
-    Rows with NaN logits are -1.
-    """
-    ids_BP, pad_B = left_padded(prompts)
-    mask_BP = torch.arange(ids_BP.shape[1]) >= pad_B[:, None]
-    watch, own = _Watch(), model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        made = cast(Any, model).generate(
-            ids_BP.to(model.device),
-            attention_mask=mask_BP.long().to(model.device),
-            logits_processor=LogitsProcessorList([watch, *processors]),
-            do_sample=False,
-            max_new_tokens=suffix_tokens,
-            eos_token_id=None,
-            pad_token_id=0,
-            **how,
-        )
-    finally:
-        model.generation_config = own
-    assert watch.bad is not None
-    bad_B1 = watch.bad.view(len(made), -1).any(dim=1, keepdim=True)
-    made_BS: Tensor = made[:, ids_BP.shape[1] :].masked_fill(bad_B1, -1).cpu()
-    return made_BS
 
 
 def _longest(rows: Sequence[Tensor]) -> int:
@@ -308,7 +255,7 @@ def _check_positions(model: PreTrainedModel, rows: Sequence[Tensor], suffix_toke
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, row in enumerate(rows):
         if not len(row):
-            raise ValueError(f"document {index}: its prompt has no token; it needs the separator at least")
+            raise ValueError(f"document {index}: its prompt has no token; it needs one at least")
         needed = len(row) + suffix_tokens - 1  # the last token is never read
         if limit and needed > limit:
             raise ValueError(

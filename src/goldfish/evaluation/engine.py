@@ -1,12 +1,12 @@
 """The one engine of goldfish-eval and of a run's end: extraction in every setting, membership scores, their summary.
 
-The work is cut into parts of documents. With a folder for them, finished parts are kept in files: several processes
+The work is cut into parts of documents (`parts`). With a folder for them, finished parts are kept in files: several processes
 share the work, and a killed evaluation continues.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,25 +15,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
 from goldfish.decoding import NgramFilter
 from goldfish.evaluation.decoding import Forced, forced
-from goldfish.evaluation.extraction import Extraction, Setting, extract
+from goldfish.evaluation.extraction import Extraction, extract
+from goldfish.evaluation.forward import silent
 from goldfish.evaluation.membership import scores
 from goldfish.evaluation.metrics import training_overlap
+from goldfish.evaluation.parts import Part, parts, tokens_of_a_part
+from goldfish.evaluation.progress import CountTokens, TokenProgress
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
+from goldfish.files import FileError
 from goldfish.masks import Mask
+from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, read_rows
 
-PART = 256  # documents
+BLOCK = 256  # rows of training text that are read at once
 
 Row = dict[str, Any]
-Tell = Callable[[int, int], None]  # is told how many documents are done, of how many, over all settings
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,6 @@ class Subject:
     ngrams: NgramFilter | None = None
 
 
-@dataclass(frozen=True)
-class Part:
-    """Documents of one piece of work, by their places; `setting` None: scores for membership inference."""
-
-    name: str
-    setting: Setting | None
-    places: Sequence[int]
-
-
 def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
     """What "memfree" decodings of a run refuse, None if `extraction` has none: frequent n-grams of its planned rows.
 
@@ -69,30 +64,19 @@ def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
     training = data.rows()
 
     def blocks() -> Iterator[np.ndarray]:
-        for low in range(0, len(training), PART):
-            yield training.__getitems__(range(low, min(low + PART, len(training))))["ids"].numpy()
+        for low in range(0, len(training), BLOCK):
+            yield training.__getitems__(range(low, min(low + BLOCK, len(training))))["ids"].numpy()
 
     source = f"{type(data.corpus).__name__} with injections, {len(training)} rows of {data.sequence_length} tokens"
-    return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
+    try:
+        return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
+    except ValueError as error:
+        raise ValueError(f"evaluation.decoding=memfree: {error}") from error
 
 
-def parts(documents: Sequence[InjectedDocument], extraction: Extraction) -> list[Part]:
-    """The pieces of an evaluation, in a fixed order. ValueError if every document is too short for a setting."""
-    found = []
-    for number, setting in enumerate(extraction.settings):
-        places = [place for place, document in enumerate(documents) if len(document.ids) >= setting.tokens]
-        if not places:
-            raise ValueError(
-                f"evaluation: all {len(documents)} documents have fewer than {setting.tokens} tokens, which offset={setting.offset} + "
-                f"prefix_tokens={setting.prefix_tokens} + suffix_tokens={setting.suffix_tokens} need; lower them or give longer documents"
-            )
-        found += [
-            Part(f"{number:03d}-{low:08d}", setting, places[low : low + PART]) for low in range(0, len(places), PART)
-        ]
-    if extraction.membership:
-        places = [place for place, document in enumerate(documents) if document.ids]
-        found += [Part(f"membership-{low:08d}", None, places[low : low + PART]) for low in range(0, len(places), PART)]
-    return found
+def parts_of(subject: Subject, extraction: Extraction) -> list[Part]:
+    """The pieces of the evaluation, in a fixed order. ValueError if every document is too short for a setting."""
+    return parts(subject.documents, extraction, tokens_of_a_part(subject.model))
 
 
 def work(
@@ -101,26 +85,43 @@ def work(
     folder: Path | None = None,
     rank: int = 0,
     world: int = 1,
-    tell: Tell = lambda done, total: None,
+    progress: TokenProgress | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Do every `world`-th part; return the rows of extraction and of membership scores, of parts kept in `folder` too."""
-    todo = parts(subject.documents, extraction)
-    mine = [part for index, part in enumerate(todo) if index % world == rank]
-    total, done = sum(len(part.places) for part in mine), 0
     rows: tuple[list[Row], list[Row]] = ([], [])
-    for part in mine:
-        kept = None if folder is None else folder / f"{part.name}.parquet"
-        if kept is not None and kept.exists():
-            made = read_rows(kept)
-        else:
-            made = _do(subject, extraction, part, lambda more, before=done: tell(before + more, total))  # type: ignore[misc]
+    for part in parts_of(subject, extraction)[rank::world]:
+        made = None if folder is None else _kept_rows(_file(part, folder), part, subject)
+        if made is None:
+            made = _do(subject, extraction, part, progress)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                RunDirectory(folder).write_rows(f"{part.name}.parquet", made)
+                RunDirectory(folder).write_rows(_file(part, folder).name, made)
         rows[part.setting is None].extend(made)
-        done += len(part.places)
-        tell(done, total)
     return rows
+
+
+def is_kept(part: Part, folder: Path | None) -> bool:
+    """Whether an earlier attempt has done the part."""
+    return folder is not None and _file(part, folder).exists()
+
+
+def _file(part: Part, folder: Path | None) -> Path:
+    assert folder is not None
+    return folder / f"{part.name}.parquet"
+
+
+def _kept_rows(path: Path, part: Part, subject: Subject) -> list[Row] | None:
+    """The rows of a part that was done before; None if it was not, or if the file is damaged or another part's."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_rows(path)
+    except FileError:
+        return None
+    ids = [subject.documents[place].id for place in part.places]
+    wanted = {} if part.setting is None else part.setting._asdict()
+    is_own = all(("prefix_tokens" in row) == bool(wanted) and wanted.items() <= row.items() for row in rows)
+    return rows if is_own and [row.get("document") for row in rows] == ids else None
 
 
 def finish(
@@ -154,9 +155,14 @@ def finish(
     return whole(rows, members, extraction, short)
 
 
-def _do(subject: Subject, extraction: Extraction, part: Part, progress: Callable[[int], None]) -> list[Row]:
+def _do(subject: Subject, extraction: Extraction, part: Part, progress: TokenProgress | None) -> list[Row]:
+    if progress is not None:
+        progress.begin(part.tokens)
     with _named([subject.documents[place].id for place in part.places]):
-        return _rows(subject, extraction, part, progress)
+        rows = _rows(subject, extraction, part, silent if progress is None else progress.count)
+    if progress is not None:
+        progress.end()
+    return rows
 
 
 @contextmanager
@@ -170,10 +176,10 @@ def _named(ids: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def _rows(subject: Subject, extraction: Extraction, part: Part, progress: Callable[[int], None]) -> list[Row]:
+def _rows(subject: Subject, extraction: Extraction, part: Part, count: CountTokens) -> list[Row]:
     chosen = {place: subject.documents[place] for place in part.places}
     if part.setting is None:
-        return _membership(subject, extraction, list(chosen.values()))
+        return _membership(subject, extraction, list(chosen.values()), count)
     return extract(
         subject.model,
         subject.tokenizer,
@@ -183,25 +189,30 @@ def _rows(subject: Subject, extraction: Extraction, part: Part, progress: Callab
         extraction,
         part.setting,
         subject.mask,
-        progress,
+        count,
         subject.ngrams,
     )
 
 
-def _membership(subject: Subject, extraction: Extraction, documents: Sequence[InjectedDocument]) -> list[Row]:
+def _membership(
+    subject: Subject, extraction: Extraction, documents: Sequence[InjectedDocument], count: CountTokens
+) -> list[Row]:
     model, tokenizer, size = subject.model, subject.tokenizer, extraction.batch_size
-    read = _read(model, tokenizer, [document.ids for document in documents], size)
-    texts = [str(tokenizer.decode(ids)) for ids in _cut(model, [document.ids for document in documents])]
-    lower = _read(model, tokenizer, encode(tokenizer, [text.lower() for text in texts]), size)
+    scored = _cut(model, [extraction.scored(document) for document in documents])
+    read = _read(model, tokenizer, scored, size, count)
+    texts = [str(tokenizer.decode(ids)) for ids in scored]
+    lower = _read(model, tokenizer, encode(tokenizer, [text.lower() for text in texts]), size, count)
     other = None
     if extraction.reference is not None:
         reference, other_tokenizer = _reference(extraction.reference, model.device)
-        other = _read(reference, other_tokenizer, encode(other_tokenizer, texts), size)
+        other = _read(reference, other_tokenizer, encode(other_tokenizer, texts), size, count)
     rows = []
     for index, (document, text) in enumerate(zip(documents, texts, strict=True)):
         own, small = _row(read, index), _row(lower, index)
         found = scores(
-            *own[1:],
+            own.logprob_NS,
+            own.mean_NS,
+            own.std_NS,
             text,
             lower_logprob=small.logprob_NS,
             reference_logprob=None if other is None else _row(other, index).logprob_NS,
@@ -209,22 +220,27 @@ def _membership(subject: Subject, extraction: Extraction, documents: Sequence[In
             document=document.id,
         )
         exposures = subject.exposures.get(document.id, 0)
-        rows.append({"document": document.id, "split": document.split, "exposures": exposures, **found})
+        about = {"document": document.id, "split": document.split, "exposures": exposures}
+        rows.append({**about, "tokens": len(scored[index]), **found})
     return rows
 
 
 @lru_cache(maxsize=1)  # every part of an evaluation reads with it
 def _reference(folder: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_model(folder)
+    return model.to(device).eval(), load_tokenizer(folder)
 
 
 def _read(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Iterable[Sequence[int]], batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[Sequence[int]],
+    batch_size: int,
+    count: CountTokens,
 ) -> Forced:
     separator = separator_id(tokenizer)
     rows = [torch.tensor([separator, *ids]) for ids in _cut(model, documents)]
-    return forced(model, rows, 1, batch_size)
+    return forced(model, rows, 1, batch_size, count)
 
 
 def _cut(model: PreTrainedModel, documents: Iterable[Sequence[int]]) -> list[list[int]]:

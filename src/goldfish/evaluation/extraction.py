@@ -3,56 +3,32 @@
 Shapes: N documents, P prefix tokens, S suffix tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from goldfish.checks import Count, Natural, Positive, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
 from goldfish.decoding import MemFree, NgramFilter, Refuse
 from goldfish.evaluation.decoding import beam, forced, greedy, sample
+from goldfish.evaluation.forward import silent
 from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, repetition
+from goldfish.evaluation.progress import CountTokens
+from goldfish.evaluation.scheme import Scheme
+from goldfish.evaluation.setting import Bos, Decoding, Offset, Setting
 from goldfish.masks import Mask
-
-Decoding = Literal["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam"]
-
-
-class Setting(NamedTuple):
-    """One way of extracting: what a list in `Extraction` is taken apart to."""
-
-    prefix_tokens: int
-    suffix_tokens: int
-    offset: int
-    edit_rate: float
-    decoding: Decoding
-
-    @property
-    def tokens(self) -> int:
-        """Tokens a document must have."""
-        return max(0, self.offset) + self.prefix_tokens + self.suffix_tokens
-
-    @property
-    def refuses(self) -> bool:
-        """Whether n-grams of the training text are refused."""
-        return self.decoding.startswith("memfree")
-
-    def start(self, document: InjectedDocument) -> int:
-        """The document's token with which the prompt begins."""
-        return len(document.ids) - self.tokens if self.offset < 0 else self.offset
-
-    def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of an evaluation's rows that this setting made."""
-        return [row for row in rows if all(row[key] == value for key, value in self._asdict().items())]
 
 
 class Extraction:
-    """How documents are extracted. Of five keys a list is a sweep: every combination is tried in one call, and the first of
+    """How documents are extracted. Of six keys a list is a sweep: every combination is tried in one call, and the first of
     each list is the one whose numbers stand in tables.
 
     The prompt is the separator and `prefix_tokens` tokens of the document from token `offset` on (0 = as in training;
@@ -60,68 +36,57 @@ class Extraction:
     end, the same one whatever the prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's tokens
     that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", of which the best of
     `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`; each with
-    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed.
-    `membership`: also score documents for membership inference, `percents` for min-k %; `reference`: a model folder for
-    the reference-model ratio. `training_overlap`: share of a continuation's 13-grams that occur in the training text, of a run;
+    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed. `bos`: "none"
+    leaves the separator out, so that the prompt begins with the document's own tokens; memorization during training follows
+    the first value.
+    `membership`: also score documents for membership inference, on `membership_tokens`: "asked", the prefix and suffix of the
+    first setting; "document", all that the model can read; or a number, the document's first ones. They always stand after
+    the separator, as in training. `percents`: for min-k %; `reference`: a model folder for the reference-model ratio.
+    `training_overlap`: share of a continuation's 13-grams that occur in the training text, of a run;
     reads all of it. `batch_size`: rows at a time. `precision`: what goldfish-eval loads the model in.
     The released code takes everything but the last 50 tokens of 2048 as the prompt.
     """
 
+    @checked
     def __init__(
         self,
-        prefix_tokens: int | list[int] = 64,
-        suffix_tokens: int | list[int] = 64,
-        offset: int | list[int] = 0,
-        edit_rate: float | list[float] = 0.0,
+        prefix_tokens: Count | list[Count] = 64,
+        suffix_tokens: Count | list[Count] = 64,
+        offset: Offset | list[Offset] = 0,
+        edit_rate: Share | list[Share] = 0.0,
         decoding: Decoding | list[Decoding] = "greedy",
+        bos: Bos | list[Bos] = "document",
         edit_kinds: list[Kind] | None = None,
-        samples: int = 16,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        beams: int = 30,
+        samples: Annotated[int, Ge(1), Le(100_000)] = 16,
+        temperature: Positive = 1.0,
+        top_k: Natural = 0,
+        top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
+        beams: Annotated[int, Ge(2), Le(10_000)] = 30,
         memfree: MemFree | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         membership: bool = True,
-        percents: list[int] | None = None,
+        membership_tokens: Literal["asked", "document"] | Count = "asked",
+        percents: list[Annotated[int, Ge(1), Le(100)]] | None = None,
         reference: str | None = None,
         training_overlap: bool = True,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        axes: list[list[Any]] = [_listed(axis) for axis in (prefix_tokens, suffix_tokens, offset, edit_rate, decoding)]
-        checks: list[tuple[str, list[Any], Any]] = [
-            ("prefix_tokens", axes[0], 1),
-            ("suffix_tokens", axes[1], 1),
-            ("offset", axes[2], -1),
-            ("edit_rate", axes[3], 0),
-            ("samples", [samples], 1),
-            ("beams", [beams], 2),
-            ("batch_size", [batch_size], 1),
-            ("seed", [seed], 0),
-        ]
-        for name, values, least in checks:
-            if not values:
-                raise ValueError(f"{name}=[]: give one value, or a list of them")
-            for value in values:
-                if value < least:
-                    raise ValueError(f"{name}={value}: must be at least {least}")
-        for value in axes[4]:
-            if value not in get_args(Decoding):
-                raise ValueError(f"decoding={value!r}: allowed are {', '.join(get_args(Decoding))}")
-        if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
-            raise ValueError(
-                f"temperature={temperature}, top_k={top_k}, top_p={top_p}: wanted more than 0, at least 0 (0 = all tokens), "
-                "and more than 0 up to 1"
-            )
-        self.settings = [Setting(*values) for values in product(*axes)]
-        self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes[3]}
-        self.samples, self.temperature, self.top_k, self.top_p, self.beams = samples, temperature, top_k, top_p, beams
+        axes: dict[str, list[Any]] = dict(prefix_tokens=_listed(prefix_tokens), suffix_tokens=_listed(suffix_tokens))
+        axes |= dict(offset=_listed(offset), edit_rate=_listed(edit_rate), decoding=_listed(decoding), bos=_listed(bos))
+        if empty := [name for name, values in axes.items() if not values]:
+            raise ValueError(f"{empty[0]}=[]: give one value, or a list of them")
+        self.settings = [Setting(*values) for values in product(*axes.values())]
+        self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes["edit_rate"]}
+        self.samples, self.scheme, self.beams = samples, Scheme(temperature, top_k, top_p), beams
         self.memfree = memfree or MemFree()
-        self.seed, self.membership, self.percents, self.reference = seed, membership, percents or [20], reference
+        self.seed, self.membership, self.membership_tokens = seed, membership, membership_tokens
+        self.percents, self.reference = percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
         if reference is not None and not (Path(reference) / "config.json").is_file():
-            raise ValueError(f"reference={reference!r}: no Hugging Face model there (no config.json)")
+            raise ValueError(
+                f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+            )
 
     @property
     def main(self) -> Setting:
@@ -133,8 +98,30 @@ class Extraction:
         """Whether a setting decodes with a filter of the training text's n-grams."""
         return any(setting.refuses for setting in self.settings)
 
+    def scheme_of(self, setting: Setting) -> Scheme:
+        """What a row's `log_p_z` is the probability under: how samples are drawn, without the filter of "memfree"; greedy
+        decoding and beams draw nothing, so of them it is the model's own distribution."""
+        return self.scheme if setting.base == "sample" else Scheme()
+
+    def tokens_of(self, setting: Setting) -> int:
+        """How many tokens the model reads and decodes for a document, at most: one teacher-forced pass, then the prompt and
+        its continuations; transformers' `generate` reads the prompt once for each of them."""
+        prompt, suffix = setting.separators + setting.prefix_tokens, setting.suffix_tokens
+        made = {"greedy": 1, "sample": self.samples, "beam": self.beams}[setting.base]
+        by_generate = setting.refuses or setting.base == "beam"
+        return prompt + suffix + (made if by_generate else 1) * prompt + made * suffix
+
+    def scored(self, document: InjectedDocument) -> list[int]:
+        """The document's tokens that are scored for membership inference; none if the first setting asks for none of them."""
+        if self.membership_tokens == "document":
+            return document.ids
+        start, length = max(0, self.main.start(document)), self.main.prefix_tokens + self.main.suffix_tokens
+        if isinstance(self.membership_tokens, int):
+            start, length = 0, self.membership_tokens
+        return document.ids[start : start + length]
+
     def prompts(self, documents: Sequence[InjectedDocument], separator_id: int) -> Tensor:
-        """ids_NT of the main setting: separator, prefix and true suffix; ValueError names a document that is too short."""
+        """ids_NT of the main setting: separator (if `bos` has one), prefix and true suffix; ValueError names a document that is too short."""
         for document in documents:
             if len(document.ids) < self.main.tokens:
                 raise ValueError(
@@ -158,7 +145,7 @@ def extract(
     settings: Extraction,
     setting: Setting,
     mask: Mask,
-    progress: Callable[[int], None] = lambda done: None,
+    count: CountTokens = silent,
     ngrams: NgramFilter | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each document (by its place among all of them) what the model continued its prompt with, and how near
@@ -169,16 +156,23 @@ def extract(
     Of samples the best continuation by RougeL stands here, and `exact_share` is the share of exact ones. `ngrams`: what
     "memfree" decoding refuses.
     """
-    whole = [_prompt(document, setting, separator_id) for document in documents.values()]
-    true_NS = torch.stack(whole)[:, 1 + setting.prefix_tokens :]
+    whole, first = [_prompt(document, setting, separator_id) for document in documents.values()], setting.separators
+    true_NS = torch.stack(whole)[:, first + setting.prefix_tokens :]
     prompts = [
-        torch.cat([ids[:1], settings.edited(ids[1 : 1 + setting.prefix_tokens], setting.edit_rate, place, tokenizer)])
+        torch.cat(
+            [ids[:first], settings.edited(ids[first : -setting.suffix_tokens], setting.edit_rate, place, tokenizer)]
+        )
         for place, ids in zip(documents, whole, strict=True)
     ]
     starts = [len(prompt) for prompt in prompts]
+    if 0 in starts:
+        raise ValueError(
+            f"document {starts.index(0)}: edits deleted all {setting.prefix_tokens} tokens of its prompt, and bos=none puts no "
+            "separator there; type evaluation.bos=document, a longer evaluation.prefix_tokens or a lower evaluation.edit_rate"
+        )
     read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
-    guess_NS, logprob_NS, *_ = forced(model, read, starts, settings.batch_size)
-    made_NnS = _decode(model, prompts, true_NS, guess_NS, settings, setting, progress, ngrams)
+    found = forced(model, read, starts, settings.batch_size, count, scheme=settings.scheme_of(setting))
+    made_NnS = _decode(model, prompts, list(documents), true_NS, found.guess_NS, settings, setting, count, ngrams)
     rows = []
     for index, document in enumerate(documents.values()):
         true = true_NS[index].tolist()
@@ -195,9 +189,11 @@ def extract(
                 **best,
                 "exact_share": sum(bool(one["exact_match"]) for one in tries) / len(tries),
                 **compare_text(*texts),
-                **forced_metrics(guess_NS[index], true, logprob_NS[index], document.id),
+                **forced_metrics(
+                    found.guess_NS[index], true, found.logprob_NS[index], document.id, found.scheme_NS[index]
+                ),
                 **repetition(made),
-                "prefix": tokenizer.decode(prompts[index][1:].tolist()),
+                "prefix": tokenizer.decode(prompts[index][first:].tolist()),
                 "suffix": texts[0],
                 "generated": texts[1],
                 "generated_ids": made,
@@ -212,23 +208,23 @@ def extract(
 def _decode(
     model: PreTrainedModel,
     prompts: list[Tensor],
+    places: list[int],
     true_NS: Tensor,
     guess_NS: Tensor,
     settings: Extraction,
     setting: Setting,
-    progress: Callable[[int], None],
+    count: CountTokens,
     ngrams: NgramFilter | None,
 ) -> Tensor:
     """made_NnS: n is 1, or the number of samples."""
-    tokens, base = setting.suffix_tokens, setting.decoding.removeprefix("memfree").removeprefix("_") or "greedy"
-    how: dict[str, Any] = dict(batch_size=settings.batch_size, progress=progress)
+    tokens, base = setting.suffix_tokens, setting.base
+    how: dict[str, Any] = dict(batch_size=settings.batch_size, count=count)
     if setting.refuses:
         if ngrams is None:
             raise ValueError(f"decoding={setting.decoding}: there is no filter of n-grams to refuse")
         how["processors"] = [Refuse(ngrams, {"greedy": 1, "sample": None, "beam": 2 * settings.beams}[base])]
     if base == "sample":
-        draw = (settings.samples, settings.temperature, settings.top_k, settings.top_p, settings.seed)
-        return sample(model, prompts, tokens, *draw, **how)
+        return sample(model, prompts, tokens, settings.samples, *settings.scheme, settings.seed, places=places, **how)
     if base == "beam":
         return beam(model, prompts, tokens, settings.beams, **how)[:, None]
     if setting.refuses:
@@ -253,7 +249,8 @@ def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id
 
 def _prompt(document: InjectedDocument, setting: Setting, separator_id: int) -> Tensor:
     start = setting.start(document)
-    return torch.tensor([separator_id, *document.ids[start : start + setting.prefix_tokens + setting.suffix_tokens]])
+    ids = document.ids[start : start + setting.prefix_tokens + setting.suffix_tokens]
+    return torch.tensor([separator_id] * setting.separators + ids)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -16,9 +16,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from goldfish.evaluation.progress import CountTokens
 from goldfish.onednn import LinearLayers
 
 Pick = Callable[..., tuple[Tensor, ...]]
+
+
+def silent(tokens: int) -> None:
+    """Count nothing."""
+
 
 # What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
 _CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS, _BLOCK = 2048, 2**18, 2**26, 64
@@ -29,9 +35,11 @@ class Speaker:
     """A model's trunk and head apart, so that the head is computed only where it is wanted.
 
     Where more than a linear head makes the logits (soft caps, scales), the logits stand for the hidden states.
+    `count` is told the tokens of each pass.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, count: CountTokens = silent) -> None:
+        self.count = count
         self.model, self.base, self._head = model, model.base_model, model.get_output_embeddings()
         self.on_cpu = model.device.type == "cpu"
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -48,6 +56,7 @@ class Speaker:
                 hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
             else:
                 hidden_BQD = self.model(ids_BQ, **how, **({"logits_to_keep": keep} if self.keeps else {})).logits
+        self.count(ids_BQ.numel())
         return hidden_BQD[:, -keep:]
 
     def head(self, hidden_MD: Tensor, function: Pick, *more_M: Tensor) -> list[Tensor]:
@@ -75,8 +84,8 @@ class Decoder(Speaker):
     neighbouring rows. Rows are kept in the order of their first wrong token: those that decode are the first ones.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, tokens: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, rows: int, tokens: int, count: CountTokens = silent) -> None:
+        super().__init__(model, count)
         self.cache = _Cache(len(DynamicCache(config=model.config).layers), rows, tokens)
         self.pad_B1 = torch.empty(0)
         self.padded, self.prompt_tokens = False, 0

@@ -1,19 +1,17 @@
 """What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
 
-import csv
 import hashlib
-import json
+import shutil
 from collections import Counter
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from goldfish.checks import Count, Natural
 from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.documents import read_documents
@@ -24,8 +22,11 @@ from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
-from goldfish.evaluation.utility import find_tasks, harness, mauve
+from goldfish.evaluation.utility import HARNESS, MAUVE, find_tasks, harness, mauve
+from goldfish.extras import require
+from goldfish.files import read_csv, read_yaml
 from goldfish.masks import KeepAll, Mask
+from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, write_atomically
 from goldfish.training.strategies import Strategy
 
@@ -46,8 +47,8 @@ class EvaluationJob:
         mauve: bool = False,
         tasks: list[str] | None = None,
         task_folder: str | None = None,
-        task_shots: int | None = None,
-        task_limit: int | None = None,
+        task_shots: Natural | None = None,
+        task_limit: Count | None = None,
     ) -> None:
         if (run is None) == (model_folder is None):
             raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
@@ -55,7 +56,7 @@ class EvaluationJob:
             raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
         for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
             if path is not None and not Path(path).exists():
-                raise ValueError(f"{key}={path}: no such file or folder")
+                raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
         if run is not None and not RunDirectory(Path(run)).finished:
             raise ValueError(f"run={run}: no finished run there (no result.json)")
         if run is not None and not (Path(run) / "exposures.csv").is_file():
@@ -71,15 +72,10 @@ class EvaluationJob:
             raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
         if mauve and similarity is None:
             raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
-        for name, wanted, package, extra in (
-            ("mauve", mauve, "mauve", "mauve"),
-            ("tasks", tasks, "lm_eval", "benchmarks"),
-        ):
-            if wanted and find_spec(package) is None:
-                raise ValueError(
-                    f'{name}: needs a package that is not installed; type: pip install "goldfish[{extra}]"'
-                )
+        if mauve:
+            require(*MAUVE)
         if tasks:
+            require(*HARNESS)
             find_tasks(tasks, task_folder)  # a mistyped name is told before the extraction
         self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
         self.tasks: dict[str, Any] | None = None
@@ -100,11 +96,12 @@ class EvaluationJob:
         """
         frozen = self.out / "config.yaml"
         if (self.out / "summary.json").exists():
+            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
             raise ValueError(
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )
         if frozen.exists():
-            if _identity(yaml.safe_load(frozen.read_text(encoding="utf-8"))) != _identity(config):
+            if _identity(read_yaml(frozen)) != _identity(config):
                 raise ValueError(
                     f"{self.out} holds an unfinished evaluation of another configuration; nothing was changed. "
                     "Give another out=..., or remove it"
@@ -116,10 +113,8 @@ class EvaluationJob:
 
     def load(self, rank: int = 0) -> Subject:
         """Read the model and the documents; ValueError names a file that is not what it should be."""
-        tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.model, use_safetensors=True, local_files_only=True, dtype=getattr(torch, self.evaluation.precision)
-        )
+        tokenizer = load_tokenizer(self.model)
+        model = load_model(self.model, dtype=getattr(torch, self.evaluation.precision))
         if model.get_input_embeddings().num_embeddings < len(tokenizer):
             raise ValueError(
                 f"{self.model}: the model knows {model.get_input_embeddings().num_embeddings} tokens, its tokenizer "
@@ -132,9 +127,8 @@ class EvaluationJob:
         documents = self._documents(tokenizer)
         if self.run is not None:
             config = RunDirectory(self.run).config()
-            mask = build(_OnlyMask, {"mask": config["mask"]}).mask
-            with (self.run / "exposures.csv").open(newline="") as file:
-                exposures.update(row["document"] for row in csv.DictReader(file))
+            mask = build(_OnlyMask, {"mask": config.get("mask")}, self.run / "config.yaml").mask
+            exposures.update(row["document"] for row in read_csv(self.run / "exposures.csv", ["document"]))
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
                 text = [self._data.prepare().background, *injected]
@@ -166,7 +160,8 @@ class EvaluationJob:
     def _data(self) -> InjectedData:
         """The run's data; finding them in the cache reads the whole corpus."""
         assert self.run is not None
-        return build(InjectedData, RunDirectory(self.run).config()["data"])
+        data = RunDirectory(self.run).config().get("data")
+        return build(InjectedData, data if isinstance(data, dict) else {}, self.run / "config.yaml")
 
     def _losses(self, subject: Subject) -> Losses:
         size = self.evaluation.batch_size
@@ -190,9 +185,7 @@ class EvaluationJob:
 
     def _own_documents(self) -> list[InjectedDocument]:
         assert self.run is not None
-        # split("\n"), not splitlines(): texts may hold other line separators, which JSON leaves as they are.
-        lines = (self.run / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        return [InjectedDocument(**json.loads(line)) for line in lines]
+        return [InjectedDocument(**row) for row in RunDirectory(self.run).documents()]
 
 
 class _OnlyMask:
@@ -202,7 +195,8 @@ class _OnlyMask:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What decides the rows: not on how many devices they are computed, and in what batches."""
-    evaluation = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
+    asked = config.get("evaluation")
+    evaluation = {k: v for k, v in asked.items() if k != "batch_size"} if isinstance(asked, dict) else asked
     return {**config, "evaluation": evaluation, "strategy": None}
 
 
@@ -210,6 +204,8 @@ def _name(evaluation: Extraction) -> str:
     """A folder for the settings: their numbers if there is one setting, and a hash of all of them if there are several."""
     main = evaluation.main
     name = f"prefix{main.prefix_tokens}_suffix{main.suffix_tokens}"
-    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy"):
+    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy", "document"):
         return name
-    return f"{name}-{hashlib.sha256(repr(evaluation.settings).encode()).hexdigest()[:8]}"
+    # Settings with the separator keep the name that they had before there were others.
+    settings = repr(evaluation.settings).replace(", bos='document'", "")
+    return f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"

@@ -4,7 +4,6 @@ logarithm of the model's size, of the repeats and of the prompt's length.
 Shapes: D documents, X values of what is varied, R resamples.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
+from goldfish.files import read_object
 from goldfish.runs.record import read_rows
 
 
@@ -91,16 +91,17 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
     """A row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
 
     Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures), `bucket` (its middle), `offset`, `prefix_tokens`,
-    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on and edited prompts are left out.
-    ValueError if there is no finished run.
+    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the
+    separator are left out. ValueError if there is no finished run.
     """
     tables = []
     for path in paths:
         for result in sorted(path.rglob("result.json")):
             run = result.parent
-            about = json.loads(result.read_text(encoding="utf-8"))
+            about = read_object(result)
             for file in [run / "extraction.parquet", *sorted(run.glob("evaluations/*/extraction.parquet"))]:
                 table = pd.DataFrame(read_rows(file))
+                table = table[table["bos"] == "document"] if "bos" in table else table  # older files have no others
                 tables.append(table.assign(run=str(run), seed=about["seed"], parameters=about["parameters"]))
     if not tables:
         raise ValueError(

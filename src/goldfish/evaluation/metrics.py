@@ -55,13 +55,16 @@ def compare_text(true: str, made: str) -> dict[str, float]:
     }
 
 
-def forced_metrics(guess_S: Row, true_S: Row, logprob_S: Row, document: str = "") -> dict[str, float]:
+def forced_metrics(
+    guess_S: Row, true_S: Row, logprob_S: Row, document: str = "", scheme_S: Row | None = None
+) -> dict[str, float]:
     """Metrics of one teacher-forced pass: the most likely tokens, the true ones, and log p of the true ones (nats).
 
     `forced_accuracy`: share of right guesses (exact memorization). `extraction_strength`: 1 - k / S, k the shortest
-    part of the suffix that must be given for every later guess to be right (arXiv 2406.09179). `log_p_z`:
-    log-probability of the whole suffix, the sum of `logprob_S` (p_z of arXiv 2410.19482). ValueError names `document`
-    if lengths differ, if it is empty or if a log-probability is not finite.
+    part of the suffix that must be given for every later guess to be right (arXiv 2406.09179). `log_p_z_plain`:
+    log-probability of the whole suffix, the sum of `logprob_S`. `log_p_z`: the same under a sampling scheme (p_z of arXiv
+    2410.19482), the sum of `scheme_S`, in which -inf is a token that is never drawn; by default `logprob_S`. `p_z_is_zero`:
+    it is -inf. ValueError names `document` if lengths differ, if it is empty or if another number is not finite.
     """
     guess, true, logprob = np.asarray(guess_S), np.asarray(true_S), finite(logprob_S, "log-probabilities", document)
     if not len(guess) == len(true) == len(logprob):
@@ -69,12 +72,16 @@ def forced_metrics(guess_S: Row, true_S: Row, logprob_S: Row, document: str = ""
             f"document {document!r}: {len(guess)} guesses, {len(true)} true tokens and {len(logprob)} log-probabilities; "
             "give one of each for every suffix token"
         )
+    scheme = logprob if scheme_S is None else np.asarray(scheme_S, dtype=np.float64)
+    finite(np.where(np.isneginf(scheme), 0.0, scheme), "log-probabilities under the scheme", document)
     wrong = np.flatnonzero(guess != true)
     needed = wrong[-1] + 1 if len(wrong) else 0
     return {
         "forced_accuracy": 1 - len(wrong) / len(true),
         "extraction_strength": float(1 - needed / len(true)),
-        "log_p_z": float(logprob.sum()),
+        "log_p_z": float(scheme.sum()),
+        "log_p_z_plain": float(logprob.sum()),
+        "p_z_is_zero": bool(np.isneginf(scheme).any()),
     }
 
 

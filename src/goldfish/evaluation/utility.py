@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-HARNESS = "pip install lm-eval==0.4.13 'accelerate>=1.10'"
-MAUVE = "pip install mauve-text==0.4.0"
+from goldfish.extras import install, require
+from goldfish.pretrained import load_model, load_tokenizer
+
+HARNESS = ("benchmarks", install("benchmarks"), "lm_eval", "accelerate")
+MAUVE = ("MAUVE", install("mauve"), "mauve")
 FEW = 50  # texts below which MAUVE says little
 RESAMPLES = 1000  # of the harness, for metrics whose standard error has no formula
 
@@ -37,10 +38,9 @@ def harness(
 
     Prompts begin as the model's tokenizer begins them: that of our runs puts no separator in front. Data that is not on
     this machine is downloaded by the harness, unless HF_HUB_OFFLINE=1. Call it in one process only; the caller's random
-    state does not change. ValueError: lm-eval is not installed; no such folder, task or data.
+    state does not change. ValueError: lm-eval or accelerate is not installed; no such folder, task or data.
     """
-    if find_spec("lm_eval") is None:
-        raise ValueError(f"benchmarks need the package lm-eval; type: {HARNESS}")
+    require(*HARNESS)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
@@ -51,8 +51,8 @@ def harness(
 
     manager, names = find_tasks(tasks, task_folder)
     # Loaded here and not by the harness: it would ask the hub, and join a process group that Lightning has opened.
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    model = load_model(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     with isolate_rng():
         try:
@@ -90,7 +90,7 @@ def find_tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[An
         matching = [task] if task in alone else manager.match_tasks([task])
         if not matching:
             close = ", ".join(get_close_matches(task, manager.all_tasks))
-            hint = f"did you mean: {close}" if close else "`lm-eval ls tasks` lists those of the harness"
+            hint = f"did you mean: {close}" if close else "type one of those that `lm-eval ls tasks` lists"
             raise ValueError(f"tasks: there is no task {task!r}; {hint}")
         names += matching
     return manager, list(dict.fromkeys(names))
@@ -118,8 +118,7 @@ def mauve(
     sentences on what these numbers cannot tell. ValueError: mauve-text is not installed, a sample has fewer than 2
     texts, or all texts have the same features.
     """
-    if find_spec("mauve") is None:
-        raise ValueError(f"mauve needs the package mauve-text; type: {MAUVE}")
+    require(*MAUVE)
     fewest = min(len(true_texts), len(made_texts))
     if fewest < 2:
         raise ValueError(f"{len(true_texts)} true and {len(made_texts)} made texts: wanted at least 2 of each")

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from goldfish.checks import NonNegative, checked
 from goldfish.objectives.weighting import TokenWeighting
 
 
@@ -12,9 +13,8 @@ class Focal(TokenWeighting):
     it is not, and its gradient counts. As in the MiLe paper, the sum is divided by that of the weights.
     """
 
-    def __init__(self, gamma: float = 1.0, detach: bool = False) -> None:
-        if gamma < 0:
-            raise ValueError(f"gamma={gamma}: must be at least 0 (0 = next-token prediction)")
+    @checked
+    def __init__(self, gamma: NonNegative = 1.0, detach: bool = False) -> None:
         self.gamma, self.detach = gamma, detach
 
     def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:

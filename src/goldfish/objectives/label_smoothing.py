@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import ShareBelowOne, checked
 from goldfish.linear_loss import linear_loss
 from goldfish.objectives.base import Objective
 
@@ -14,9 +15,8 @@ class LabelSmoothing(Objective):
     `epsilon`: 0 is next-token prediction, 0.1 the usual value.
     """
 
-    def __init__(self, epsilon: float = 0.1) -> None:
-        if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon={epsilon}: a share, at least 0 and less than 1 (usual: 0.1)")
+    @checked
+    def __init__(self, epsilon: ShareBelowOne = 0.1) -> None:
         self.epsilon = epsilon
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:

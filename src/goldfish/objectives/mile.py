@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from goldfish.checks import NonNegative, checked
 from goldfish.objectives.weighting import TokenWeighting
 
 
@@ -13,9 +14,8 @@ class MiLe(TokenWeighting):
     targets.
     """
 
-    def __init__(self, gamma: float = 1.0) -> None:
-        if gamma < 0:
-            raise ValueError(f"gamma={gamma}: must be at least 0 (0 = next-token prediction, the paper: 1.0)")
+    @checked
+    def __init__(self, gamma: NonNegative = 1.0) -> None:
         self.gamma = gamma
 
     @torch.no_grad()

@@ -7,9 +7,13 @@
 Shapes: P patches of a row, K tokens of a patch.
 """
 
+from typing import Annotated
+
+from annotated_types import Ge
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import InnerShare, checked
 from goldfish.linear_loss import linear_loss, target_count
 from goldfish.objectives.base import Objective
 from goldfish.objectives.next_token import NextToken
@@ -24,13 +28,8 @@ class PatchLevel(Objective):
     The paper: K = 4, lambda 2/3. ValueError from the first step if K does not divide the rows.
     """
 
-    def __init__(self, patch_size: int = 4, lambda_: float = 2 / 3) -> None:
-        if patch_size < 2:
-            raise ValueError(f"patch_size={patch_size}: tokens of a patch, at least 2 (the paper: 4)")
-        if not 0 < lambda_ < 1:
-            raise ValueError(
-                f"lambda_={lambda_}: the share of the steps on patches, more than 0 and less than 1 (the paper: 2/3)"
-            )
+    @checked
+    def __init__(self, patch_size: Annotated[int, Ge(2)] = 4, lambda_: InnerShare = 2 / 3) -> None:
         self.patch_size, self.lambda_ = patch_size, lambda_
         self.cost = lambda_ / patch_size + 1 - lambda_
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, Positive, checked
 from goldfish.linear_loss import linear_cross_entropy
 from goldfish.model import LlamaFromPretrained
 from goldfish.objectives.base import Objective
@@ -26,11 +27,8 @@ class SelfContrastive(Objective):
 
     cost = 4 / 3  # a premature model of the same size does a forward pass more, a third of a step
 
-    def __init__(self, premature: str | None = None, weight: float = 4.0, window: int = 64) -> None:
-        if weight <= 0:
-            raise ValueError(f"weight={weight}: must be more than 0 (the paper: 4.0)")
-        if window < 1:
-            raise ValueError(f"window={window}: tokens, at least 1 (the paper: 64)")
+    @checked
+    def __init__(self, premature: str | None = None, weight: Positive = 4.0, window: Count = 64) -> None:
         self.weight, self.window = weight, window
         self._folder = _model_folder(premature)
         self._premature: LlamaForCausalLM | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from goldfish.runs.finished import Run
 from goldfish.runs.record import NOT_IDENTITY
 
-_AT_MOST = 3  # settings named to tell arms apart
+_AT_MOST = 3  # settings named to tell arms apart, where what was typed does not
 
 
 def kind(strategy: str, control: bool) -> str:
@@ -21,6 +22,9 @@ def arms(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Return of each run the name of its arm, equal for runs of equal settings but for seeds, and of its line over k."""
     results = [run.result for run in runs]
     settings = [settings_of(run.config) for run in runs]
+    typed = [typed_of(run.environment["command"], run.config) for run in runs]
+    # The names below say the mask and its k already.
+    typed = [{key: value for key, value in one.items() if key not in ("mask", "mask.k")} for one in typed]
     studies = len({result["study"] for result in results}) > 1
     where = [f"{result['study']}/" if studies else "" for result in results]
     lines = [place + kind(result["strategy"], result["control"]) for place, result in zip(where, results, strict=True)]
@@ -35,7 +39,7 @@ def arms(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         seen.setdefault((line, result["k"]), {})[json.dumps(rest)] = None
     twice = {line for (line, _), rests in seen.items() if len(rests) > 1}
     rests = [rest if line in twice else {} for line, rest in zip(lines, without_k, strict=True)]
-    return told_apart(names, settings), told_apart(lines, rests)
+    return told_apart(names, settings, typed), told_apart(lines, rests, typed)
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -48,23 +52,54 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: value.replace(own, "seed") for key, value in found.items()}
 
 
+def typed_of(command: Any, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that a run's command names, but for seeds and what does not change what is computed.
+
+    A group's choice is one of them: strategy=ddp_cpu. Empty if the command names none, as that of `torchrun` does.
+    """
+    own, found = f"seed{config.get('seed')}", {}
+    try:
+        arguments = shlex.split(str(command))[1:]
+    except ValueError:  # quotes that do not match: not a command of ours
+        return {}
+    for argument in arguments:
+        key, is_setting, value = argument.lstrip("+").partition("=")
+        key = key.partition("@")[0].replace("/", ".")  # data/tokenizer@tokenizer=bpe
+        first, last = key.partition(".")[0], key.rpartition(".")[2]
+        if is_setting and first not in (*NOT_IDENTITY, "hydra") and last not in ("seed", "cache_dir"):
+            found[key] = value.replace(own, "seed")
+    return found
+
+
 def computing(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the dotted keys of a configuration that decide what is computed."""
     flat = dict(flatten(config))
     return {k: v for k, v in flat.items() if k.partition(".")[0] not in NOT_IDENTITY and k != "data.cache_dir"}
 
 
-def told_apart(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return `names`; one that several settings share is followed by the values in which they differ."""
+def told_apart(
+    names: Sequence[str], settings: Sequence[Mapping[str, str]], typed: Sequence[Mapping[str, str]] | None = None
+) -> list[str]:
+    """Return `names`; one that several settings share is followed by what was `typed` differently for them.
+
+    Where nothing of that is known, or it does not tell them apart, by the values in which the settings differ.
+    """
     found = list(names)
     for name in dict.fromkeys(names):
         places = [place for place, other in enumerate(names) if other == name]
-        keys = list(differences([settings[place] for place in places]))
-        taken: dict[str, dict[str, str]] = {}
-        for place in places:
-            said = [f"{key.rpartition('.')[2]}={_plain(settings[place].get(key, '—'))}" for key in keys[:_AT_MOST]]
-            text = " ".join([name, *said])
-            while taken.setdefault(text, dict(settings[place])) != settings[place]:
+        own = [settings[place] for place in places]
+        texts = [name] * len(places)
+        if typed is not None:
+            # Of equal settings what was typed first: one may have typed what is another's default.
+            first = [typed[places[own.index(one)]] for one in own]
+            keys = list(differences(first))
+            texts = [" ".join([name, *(_setting(key, one[key]) for key in keys if key in one)]) for one in first]
+        if len(set(texts)) < len({json.dumps(one, sort_keys=True) for one in own}):
+            keys = list(differences(own))[:_AT_MOST]
+            texts = [" ".join([name, *(_setting(key, one.get(key, "—")) for key in keys)]) for one in own]
+        taken: dict[str, Mapping[str, str]] = {}
+        for place, text in zip(places, texts, strict=True):
+            while taken.setdefault(text, settings[place]) != settings[place]:
                 text += "'"  # they differ in more than is named
             found[place] = text
     return found
@@ -90,5 +125,6 @@ def _k(result: Mapping[str, Any]) -> str:
     return "" if result["k"] is None else f" k={result['k']}"
 
 
-def _plain(value: str) -> str:
-    return value.strip('"')
+def _setting(key: str, value: str) -> str:
+    name, text = key.rpartition(".")[2], value.strip('"')
+    return f"{name}={text}"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from goldfish.files import parse_json, parse_yaml, read_text, safe
 from goldfish.runs.record import read_rows
 
 _METRICS = ("exact_match", "rouge_l", "longest_prefix")
@@ -39,8 +39,9 @@ _DOCUMENT: dict[str, tuple[type, ...]] = {
 _SETTING: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("prefix_tokens", "suffix_tokens", "offset"), (int,)),
     "edit_rate": (int, float),
-    "decoding": (str,),
+    **dict.fromkeys(("decoding", "bos"), (str,)),
 }
+_NEWER = {"bos": "document"}  # of a setting that was evaluated before there was the key
 _SUMMARY: dict[str, tuple[type, ...]] = {"settings": (list,), "membership": (dict,)}
 _SPLIT: dict[str, tuple[type, ...]] = {
     "documents": (int,),
@@ -53,7 +54,7 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
 }
 
 
-SETTING = tuple(_SETTING)  # the five values of a way to extract
+SETTING = tuple(_SETTING)  # the values of a way to extract
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,13 @@ class Evaluation:
     summary: dict[str, Any]
 
 
-def collect(paths: Sequence[Path], may_be_none: bool = False) -> list[Run]:
-    """Return every finished run at or below `paths`; raises ValueError if any is malformed, or there is none and should be."""
+def collect(paths: Sequence[Path], may_be_none: bool = False, damaged: list[str] | None = None) -> list[Run]:
+    """Return every finished run at or below `paths`; raises ValueError if there is none and should be, or if any is malformed.
+
+    `damaged`: malformed ones are left out instead, and what is wrong with them is added to this list.
+    """
     folders = {
-        file.parent.resolve(): file.parent
+        os.path.realpath(file.parent): file.parent
         for path in paths
         for file in path.rglob("result.json")
         if not (file.parent / "answers.parquet").exists()  # goldfish-unlearn's, which prints its own table
@@ -100,11 +104,23 @@ def collect(paths: Sequence[Path], may_be_none: bool = False) -> list[Run]:
         if waiting := unfinished(paths):
             message += ["unfinished (config.yaml, but no result.json):", *(f"  {folder}" for folder in waiting)]
         raise ValueError("\n".join(message))
-    problems: list[str] = []
-    runs = [_read(folder, problems) for _, folder in sorted(folders.items())]
-    if problems:
-        raise ValueError("\n".join(["malformed runs:", *(f"  {problem}" for problem in problems)]))
-    return runs
+    return _whole((folder for _, folder in sorted(folders.items())), _read, "runs", damaged)
+
+
+def _whole(folders: Iterable[Path], read: Callable[..., Any], kind: str, damaged: list[str] | None) -> list[Any]:
+    """Return what `read(folder, problems)` makes of those folders in which it finds no problem."""
+    found, problems = [], []
+    for folder in folders:
+        own: list[str] = []
+        one = read(folder, own)
+        problems += own
+        if not own:
+            found.append(one)
+    if problems and damaged is None:
+        raise ValueError("\n".join([f"malformed {kind}:", *(f"  {problem}" for problem in problems)]))
+    if damaged is not None:
+        damaged += problems
+    return found
 
 
 def unfinished(paths: Sequence[Path]) -> list[Path]:
@@ -114,21 +130,16 @@ def unfinished(paths: Sequence[Path]) -> list[Path]:
     return sorted(folder for folder in configs if not (folder / "result.json").exists() and not _evaluated(folder))
 
 
-def evaluations(paths: Sequence[Path]) -> list[Evaluation]:
-    """Return every finished goldfish-eval at or below `paths`; raises ValueError if any is malformed."""
-    folders = {file.parent.resolve(): file.parent for path in paths for file in path.rglob("summary.json")}
-    problems: list[str] = []
-    found = []
-    for _, folder in sorted(folders.items()):
-        if not _evaluated(folder):
-            continue
-        load = _loader(folder, problems)
-        config, summary = load("config.yaml", yaml.safe_load, {}), load("summary.json", json.loads, _SUMMARY)
-        problems.extend(_in_settings(folder / "summary.json", summary))
-        found.append(Evaluation(folder, config, summary))
-    if problems:
-        raise ValueError("\n".join(["malformed evaluations:", *(f"  {problem}" for problem in problems)]))
-    return found
+def evaluations(paths: Sequence[Path], damaged: list[str] | None = None) -> list[Evaluation]:
+    """Return every finished goldfish-eval at or below `paths`; malformed ones as of `collect`."""
+    folders = {os.path.realpath(file.parent): file.parent for path in paths for file in path.rglob("summary.json")}
+    ended = (folder for _, folder in sorted(folders.items()) if _evaluated(folder))
+    return _whole(ended, _read_evaluation, "evaluations", damaged)
+
+
+def _read_evaluation(folder: Path, problems: list[str]) -> Evaluation:
+    load = _loader(folder, problems)
+    return Evaluation(folder, load("config.yaml", parse_yaml, {}), _summary(folder, load, problems))
 
 
 def _evaluated(folder: Path) -> bool:
@@ -142,15 +153,15 @@ def _read(folder: Path, problems: list[str]) -> Run:
     """Return the run in `folder`, adding what is wrong with its files to `problems`."""
 
     load = _loader(folder, problems)
-    result = load("result.json", json.loads, _RESULT)
+    result = load("result.json", parse_json, _RESULT)
     if isinstance(result, dict) and result.get("schema", 1) != 1:
         problems.append(f"{folder / 'result.json'}: key 'schema' is {result['schema']!r}, but only 1 can be read")
     return Run(
         folder,
         result,
-        load("config.yaml", yaml.safe_load, {}),
-        load("environment.json", json.loads, _ENVIRONMENT),
-        _main_setting(load("extraction.parquet", lambda content: read_rows(io.BytesIO(content)), _DOCUMENT)),
+        load("config.yaml", parse_yaml, {}),
+        load("environment.json", parse_json, _ENVIRONMENT),
+        _main_setting(load("extraction.parquet", lambda content, _: read_rows(io.BytesIO(content)), _DOCUMENT)),
         load("metrics.csv", _table) if (folder / "metrics.csv").exists() else pd.DataFrame(),
         _summary(folder, load, problems),
         load("exposures.csv", _exposures) if (folder / "exposures.csv").exists() else pd.DataFrame(),
@@ -160,17 +171,17 @@ def _read(folder: Path, problems: list[str]) -> Run:
 def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
     """Return what reads a file of `folder`, checks its keys, and adds what is wrong to `problems`."""
 
-    def load(name: str, parse: Callable[[Any], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
+    def load(name: str, parse: Callable[[Any, str], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
         file = folder / name
         try:
             rows = name.endswith(".parquet")
-            value = parse(file.read_bytes() if rows else file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            problems.append(f"{file}: is missing, though the run is finished")
+            value = parse(file.read_bytes() if rows else read_text(file), str(file))
+        except (ValueError, OSError) as error:  # FileError, and what pandas says of CSV
+            told = str(error) if str(error).startswith(str(file)) else f"{file}: cannot be read: {error}"
+            problems.append(told if os.path.lexists(file) else f"{file}: is missing, though the run is finished")
             return None
-        except (ValueError, OSError, yaml.YAMLError) as error:  # ValueError: bad JSON, CSV, Parquet or UTF-8
-            problems.append(f"{file}: cannot be read: {error}")
-            return None
+        if not rows:
+            value = _shown(value)
         if keys is not None:
             for number, item in enumerate(value if rows else [value], start=1):
                 problems.extend(f"{file}{f', row {number}' * rows}: {problem}" for problem in _problems(item, keys))
@@ -179,11 +190,28 @@ def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
     return load
 
 
+def _shown(value: Any) -> Any:
+    """Return the value with every text in it safe to show: a name with control characters would spoil an SVG, too."""
+    if isinstance(value, dict):
+        return {_shown(key): _shown(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return safe(value) if isinstance(value, str) else value
+
+
 def _summary(folder: Path, load: Callable[..., Any], problems: list[str]) -> dict[str, Any]:
     if not (folder / "summary.json").exists():
         return {}
-    summary: dict[str, Any] = load("summary.json", json.loads, _SUMMARY)
+    summary: dict[str, Any] = load("summary.json", _read_summary, _SUMMARY)
     problems.extend(_in_settings(folder / "summary.json", summary))
+    return summary
+
+
+def _read_summary(text: str, where: str) -> Any:
+    summary = parse_json(text, where)
+    settings = summary.get("settings") if isinstance(summary, dict) else None
+    if isinstance(settings, list):
+        summary["settings"] = [_NEWER | setting if isinstance(setting, dict) else setting for setting in settings]
     return summary
 
 
@@ -198,7 +226,7 @@ def _in_settings(file: Path, summary: Any) -> Iterator[str]:
         yield from (f"{file}, setting {number}: {problem}" for problem in _problems(setting, keys))
 
 
-def _exposures(text: str) -> pd.DataFrame:
+def _exposures(text: str, name: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text), usecols=["document", "step"], dtype={"document": str})
 
 
@@ -210,7 +238,7 @@ def _main_setting(rows: list[dict[str, Any]] | None) -> Any:
     return [row for row in rows if {key: row.get(key) for key in _SETTING} == first]
 
 
-def _table(text: str) -> pd.DataFrame:
+def _table(text: str, name: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text)).apply(pd.to_numeric, errors="coerce") if text.strip() else pd.DataFrame()
 
 

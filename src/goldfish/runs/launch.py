@@ -14,11 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from goldfish.files import safe
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
+from goldfish.runs.owner import PARENT, is_abandoned
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 
 ENDED = ("finished", "failed", "refused", "interrupted")
 LOCK = ".lock"
+MOST_THREADS = 1024  # as goldfish.checks.Threads
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     stop the sweep: then running jobs save, and no other one starts. So this works with any launcher.
     """
     record = RunDirectory(run_dir)
-    if sweep is not None and not sweep.exists():
+    if sweep is not None and not _goes_on(sweep):
         return Outcome(run_dir, "interrupted", "its sweep was stopped before it started")
     is_new = not run_dir.exists()
     record.claim(config)
@@ -48,7 +51,7 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     held = [own]
     try:
         with _postponed(sweep) as asked:
-            go_on = lambda: not asked and (sweep is None or sweep.exists())  # noqa: E731
+            go_on = lambda: not asked and (sweep is None or _goes_on(sweep))  # noqa: E731
             outcome = _run(config, record, command, go_on, held)
         if outcome.state == "refused" and is_new and sweep is None:
             shutil.rmtree(run_dir)
@@ -58,6 +61,11 @@ def launch(config: dict[str, Any], run_dir: Path, command: str, sweep: Path | No
     return outcome
 
 
+def _goes_on(sweep: Path) -> bool:
+    """Whether a sweep's file is there, and its process too if it runs on this machine: it may have been killed."""
+    return sweep.exists() and not is_abandoned(sweep)
+
+
 def running(run_dir: Path) -> bool:
     """Whether a process runs the run in `run_dir`, on any machine that shares the disk."""
     return locked(run_dir / LOCK)
@@ -65,11 +73,20 @@ def running(run_dir: Path) -> bool:
 
 def log_tail(run_dir: Path, lines: int = 15) -> str:
     """The last lines of what the job printed."""
+    return last_lines(run_dir / "job.log", lines)
+
+
+def last_lines(log: Path, lines: int) -> str:
+    """The end of a log, control characters escaped, at most 64 KiB; "" if there is none."""
     try:
-        text = (run_dir / "job.log").read_text(errors="replace")
-    except FileNotFoundError:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 16)))
+            text = file.read().decode(errors="replace")
+    except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(
+        safe(line.rpartition("\r")[2]) for line in text.rstrip("\r\n").replace("\r\n", "\n").split("\n")[-lines:]
+    )
 
 
 def _run(
@@ -78,15 +95,16 @@ def _run(
     """Lease GPUs, run the job, and leave its end in progress.json. Files that must stay open go to `held`."""
     run_dir = record.path
     record.report(state="waiting")  # not what an earlier attempt said last
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    if config["threads"]:
-        environment["OMP_NUM_THREADS"] = str(config["threads"])
-        environment["RAYON_NUM_THREADS"] = str(config["threads"])
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", PARENT: str(os.getpid())}
+    threads, strategy = config.get("threads"), config["strategy"]  # not checked yet: the job does that
+    if isinstance(threads, int) and 1 <= threads <= MOST_THREADS:
+        environment["OMP_NUM_THREADS"] = environment["RAYON_NUM_THREADS"] = str(threads)
+    strategy = strategy if isinstance(strategy, dict) else {}
     if environment.get("SLURM_NTASKS") == "1":
         del environment["SLURM_NTASKS"]  # else Lightning takes this one process for all of its ranks, and waits
-    gpus = visible_gpus() if config["strategy"].get("accelerator") != "cpu" else []
+    gpus = visible_gpus() if strategy.get("accelerator") != "cpu" else []
     try:
-        wanted = wanted_gpus(config["strategy"], len(gpus))
+        wanted = wanted_gpus(strategy, len(gpus))
     except ValueError as error:
         return _ended(record, "refused", str(error))
     if wanted:
@@ -158,7 +176,7 @@ def _ended(record: RunDirectory, state: str, error: str) -> Outcome:
 
 
 def _with_tail(record: RunDirectory, state: str, error: str) -> str:
-    tail = log_tail(record.path) if state == "failed" else ""
+    tail = log_tail(record.path) if state == "failed" and not record.progress().get("in_words") else ""
     return f"{error}\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else error
 
 

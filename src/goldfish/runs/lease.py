@@ -68,7 +68,7 @@ def visible_gpus() -> list[Gpu]:
 def wanted_gpus(strategy: dict[str, Any], there: int) -> int:
     """How many of the `there` GPUs of this machine a run takes, by its `strategy` part. ValueError if more than all."""
     devices = there if strategy.get("devices") == "auto" else strategy.get("devices")
-    if strategy.get("accelerator") == "cpu" or not there or not isinstance(devices, int):
+    if strategy.get("accelerator") == "cpu" or not there or not isinstance(devices, int) or devices < 1:
         return 0
     if devices > there:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")

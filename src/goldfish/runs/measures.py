@@ -18,13 +18,15 @@ _AXES = {
     "offset": "offset into the document (tokens)",
     "edit_rate": "edited share of the prompt's tokens",
     "decoding": "decoding",
+    "bos": "separator before the prompt",
 }
+_WORDS = ("decoding", "bos")  # whose values are no numbers
 _METRICS = {"exact_match": "exact match (share)", "rouge_l": "RougeL (0 to 1)"}
 _LINES = 9  # the looks there are
 
 
 def extraction_sweeps(extraction: pd.DataFrame) -> Figure | None:
-    """Draw exact match and RougeL over each of the five values that was swept; None when none was.
+    """Draw exact match and RougeL over each of the values that was swept; None when none was.
 
     Where several were, each is drawn at the first value of the others.
     """
@@ -40,7 +42,7 @@ def extraction_sweeps(extraction: pd.DataFrame) -> Figure | None:
     handles: dict[str, Line2D] = {}
     for row, (key, lines) in zip(grid, swept.items(), strict=True):
         values = sorted({value for _, rows, _ in lines for value in rows[key]})
-        words = key == "decoding"
+        words = key in _WORDS
         for axes, (metric, text) in zip(row, _METRICS.items(), strict=True):
             for place, (name, rows, never) in enumerate(line for line in lines if line[0] in shown):
                 color, marker, line = shown[name]

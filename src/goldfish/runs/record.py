@@ -11,9 +11,11 @@ summary.json       means, intervals, membership         model/            Huggin
 result.json        written LAST: its presence means "finished"
 """
 
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -26,7 +28,12 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from goldfish.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
+from goldfish.runs.owner import owned
+
+logger = logging.getLogger(__name__)
 SCHEMA = 1
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # EDQUOT: the user's share of a cluster's disk is used up
 NO_SPACE = 28  # a job's exit code when the disk is full: it may be unable to say so in any file
 # Keys that change where or how fast a run happens and not what it computes.
 NOT_IDENTITY = ("study", "arm", "name", "log_dir", "run_dir", "ckpt", "threads")
@@ -40,15 +47,15 @@ class RunDirectoryError(ValueError):
 def identity(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for two configurations if and only if they compute the same."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    if "data" in kept:
+    if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def label(config: dict[str, Any]) -> str:
     """A run's name for tables and folders: its own, its arm's, or that of its mask or way to unlearn."""
-    if config["name"] or config["arm"]:
-        return str(config["name"] or config["arm"])
+    if config.get("name") or config.get("arm"):
+        return str(config.get("name") or config.get("arm"))
     if "unlearning" in config:
         return str(config["unlearning"]["_target_"].rpartition(".")[2].lower())
     mask = config["mask"]
@@ -59,10 +66,14 @@ def label(config: dict[str, Any]) -> str:
 
 def run_dir_of(config: dict[str, Any]) -> Path:
     """The run's folder: `run_dir`, or log_dir/study/label-identity."""
-    if config["run_dir"]:
-        return Path(config["run_dir"])
-    study = Path(config["log_dir"], config["study"])
-    return study / f"{label(config)}-{identity(config)}"
+    if given := config.get("run_dir"):
+        return Path(given)
+    name = label(config)
+    if "/" in name or len(name.encode()) > 200:
+        raise RunDirectoryError(
+            f"{'name' if config['name'] else 'arm'}={name[:60]!r}: must be the name of a folder, without / and of at most 200 bytes; type name=NAME, or run_dir=FOLDER"
+        )
+    return Path(config["log_dir"], config["study"]) / f"{name}-{identity(config)}"
 
 
 def is_first_process() -> bool:
@@ -72,7 +83,7 @@ def is_first_process() -> bool:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = owned(path)
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -85,13 +96,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_rows(file: Path | BinaryIO) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as plain values.
+    """The rows of a Parquet file as plain values; FileError if it is damaged (its pages have checksums).
 
     Read without pyarrow's threads: one of them left at Python's end aborted 3 of 120 processes (pyarrow 26).
     """
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, pre_buffer=False).to_pylist()
+    with reading(file if isinstance(file, Path) else "its content", "a whole Parquet file"):
+        rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, **PARQUET).to_pylist()
     return rows
 
 
@@ -100,6 +112,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._state: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -125,9 +138,9 @@ class RunDirectory:
                     f"{self.path} holds an unfinished run of another configuration; nothing was changed. "
                     "Give another run_dir=..., or remove the folder"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(not path.match(f".{frozen.name}.*") for path in self.path.iterdir()):
             raise RunDirectoryError(f"{self.path} is not empty and holds no run; give another run_dir=...")
-        if config["ckpt"] is None and self.checkpoint.exists():
+        if config.get("ckpt", "last") is None and self.checkpoint.exists():
             raise RunDirectoryError(
                 f"{self.path} holds a checkpoint, and ckpt=null asks for a fresh start; type ckpt=last to continue, or remove the folder"
             )
@@ -135,23 +148,42 @@ class RunDirectory:
         write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
-        """The frozen configuration."""
-        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return config
+        """The frozen configuration; FileError if it is damaged."""
+        return read_yaml(self.path / "config.yaml")
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The injected and never-seen documents; FileError names the line that is wrong."""
+        path, found = self.path / "documents.jsonl", []
+        for number, row in json_lines(path):
+            ids = row.get("ids")
+            is_whole = row.keys() == {"id", "split", "ids", "text"} and isinstance(ids, list)
+            if not is_whole or not all(isinstance(one, int) and one >= 0 for one in ids):  # type: ignore[union-attr]
+                raise FileError(f"{path}, line {number}: no document of a run: {row!r:.80}")
+            found.append(row)
+        return found
 
     def report(self, **progress: Any) -> None:
-        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails."""
+        """Tell whoever watches how far the run is. Of a run's processes the first one does, and any that fails.
+
+        A new state is a line of job.log.
+        """
         if not is_first_process() and progress["state"] != "failed":
             return
+        if (state := progress["state"]) != self._state:
+            self._state = state
+            explained = state in ("refused", "interrupted")  # of a failure, the traceback is in job.log already
+            logger.info("%s", f"{state}: {progress['error']}" if explained else state)
         write_atomically(self.path / "progress.json", json.dumps({"pid": os.getpid(), "time": time.time(), **progress}))
 
     def progress(self) -> dict[str, Any]:
-        """What was last reported; empty if nothing was."""
+        """What was last reported; empty if nothing was, or if it cannot be read: whoever watches loses nothing else."""
         try:
-            progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
-        except FileNotFoundError:
+            progress = read_object(self.path / "progress.json")
+        except FileError:
             return {}
-        return progress
+        numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
+        texts = {key: safe(value) for key, value in progress.items() if isinstance(value, str)}
+        return {"state": "unknown", **numbers, **texts} if isinstance(progress.get("state"), str) else {}
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -167,7 +199,7 @@ class RunDirectory:
         from pyarrow import parquet
 
         buffer = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, write_page_checksum=True)
         write_atomically(self.path / name, buffer.getvalue())
 
     def write_csv(self, name: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:

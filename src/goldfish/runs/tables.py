@@ -33,7 +33,7 @@ _FLOATS = [*MEASURED, *(name for name in COLUMNS if name.endswith(("_low", "_hig
 _ORDER = ["standard", "hashed", "static", "random", "hash_table"]
 # Of the scores of membership inference those that are shown, as far as a run has them.
 SCORES = ("loss", "zlib", "lowercase", "min_k_20", "min_kpp_20", "reference")
-# What decides the continuations of a way to decode, beside documents, edits and the five values of a setting.
+# What decides the continuations of a way to decode, beside documents, edits and the values of a setting.
 _SAMPLE, _MEMFREE = (
     ("samples", "temperature", "top_k", "top_p", "seed"),
     ("memfree.ngram", "memfree.min_count", "memfree.path"),
@@ -342,7 +342,7 @@ def _sources(parts: Sequence[tuple[str, str, dict[str, str], list[dict[str, Any]
 
 
 def _asked(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what an evaluation was asked beside the five values that its rows name; see conf/eval.yaml."""
+    """Return what an evaluation was asked beside the values that its rows name; see conf/eval.yaml."""
     return {key.removeprefix("evaluation."): value for key, value in flatten(config)}
 
 

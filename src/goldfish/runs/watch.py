@@ -116,7 +116,7 @@ class Watch:
         state = self._states[record]
         if self._finished_before is not None and state["state"] in ("failed", "refused"):
             self.told.add(record.path)
-            tail = log_tail(record.path) if state["state"] == "failed" else ""
+            tail = log_tail(record.path) if state["state"] == "failed" and not state.get("in_words") else ""
             end = f"\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else ""
             text = f"{state['state']}: {record.path}\n{state.get('error', '')}{end}\n"
             self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -179,14 +179,18 @@ class Watch:
 
 def _line(state: dict[str, Any]) -> str:
     """One run's state in words."""
-    if "loss" not in state:
-        done = f"  {state['done']:,}/{state['total']:,} {state['unit']}" if "total" in state else ""
-        return f"{state['state']}{done}"
+    if not {"loss", "step", "steps", "tokens_per_s", "seconds_left"} <= state.keys():
+        done = ""
+        if {"done", "total", "unit"} <= state.keys():
+            done = f"  {state['done']:,}/{state['total']:,} {state['unit']}"
+        pace = f"  {_pace(state)}" if {"tokens_per_s", "seconds_left"} <= state.keys() else ""
+        return f"{state['state']}{done}{pace}"
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
-    return (
-        f"{state['step']}/{state['steps']}  loss {loss}  {state['tokens_per_s']:,.0f} tokens/s  "
-        f"{_duration(state['seconds_left'])} left"
-    )
+    return f"{state['step']}/{state['steps']}  loss {loss}  {_pace(state)}"
+
+
+def _pace(state: dict[str, Any]) -> str:
+    return f"{state['tokens_per_s']:,.0f} tokens/s  {_duration(state['seconds_left'])} left"
 
 
 def _duration(seconds: float) -> str:

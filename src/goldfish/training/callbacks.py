@@ -1,17 +1,22 @@
 """What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
 
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from goldfish.data.datamodule import shares_of
 from goldfish.data.packing import Prepared
 from goldfish.evaluation.extraction import Extraction, forced_matches
+
+logger = logging.getLogger(__name__)
 
 
 class Exposure(NamedTuple):
@@ -98,8 +103,21 @@ class Progress(pl.Callback):
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and log what trains where."""
         self._start = (time.perf_counter(), trainer.global_step)
+        processes, threads = trainer.world_size, torch.get_num_threads()
+        logger.info(
+            "training on %s: %d process%s of %d CPU thread%s, precision %s",
+            trainer.strategy.root_device,
+            *(processes, "es" * (processes > 1), threads, "s" * (threads > 1), trainer.precision),
+        )
+        begin = f"continuing after step {trainer.global_step} of" if trainer.global_step else "steps:"
+        logger.info("%s %s, of %s tokens each", begin, f"{self.steps:,}", f"{self.tokens_per_step:,}")
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log how far training came."""
+        seconds = time.perf_counter() - self._start[0]
+        logger.info("trained %d of %d steps; %.1f s since the start", trainer.global_step, self.steps, seconds)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         """Report if half a second has passed or this is the last step."""
@@ -146,20 +164,62 @@ class Memorization(pl.Callback):
         module.log_now(metrics)
 
 
-class StopOnSignal(pl.Callback):
-    """Ends training after the step during which `requested()` became true, with a checkpoint at `path`."""
+class Saving(Checkpoint):
+    """Writes the checkpoint `path`: after every `every`-th step, after the last one, and when `requested()` becomes true.
 
-    def __init__(self, requested: Callable[[], bool], path: str) -> None:
-        self.requested, self.path = requested, path
+    The checkpoint of a step after which a validation is due is written after that validation: a run that continues from
+    it would lack it. Of a run that EarlyStopping ends, no checkpoint is written at that step: a run that continues from
+    it would train on.
+    """
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save and raise `Interrupted` on all devices if one of them was asked to stop."""
+    def __init__(self, path: Path, every: int, requested: Callable[[], bool]) -> None:
+        self.path, self.every, self.requested = path, every, requested
+
+    def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        """Make the folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save if it is time, unless Lightning validates first."""
+        if not trainer.enable_validation or (batch_idx + 1) % (trainer.val_check_batch or 1):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Save if it is time; the module's val/loss and EarlyStopping's count are those of this validation."""
+        if not trainer.sanity_checking and not trainer.should_stop:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Save the state that training ended with, after the module's last validation."""
+        if trainer.global_step >= trainer.max_steps:
+            module.on_train_end()  # Lightning calls it after the callbacks'; the second call does nothing
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Save every `every` steps. Save and raise `Interrupted` on all devices if one of them was asked to stop."""
         stop = self.requested()
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop and trainer.global_step < trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path)
+        if trainer.global_step >= trainer.max_steps:
+            return  # on_train_end saves
+        if stop or trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        if stop:
             raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
+
+
+def stoppable(report: Callable[..., None], requested: Callable[[], bool]) -> Callable[..., None]:
+    """Like `report(state=message, ...)`, for the work before and after training: `Interrupted` once `requested()`.
+
+    That work keeps what it has finished, or is short of a training step's work; the same command continues.
+    """
+
+    def say(message: str, **numbers: Any) -> None:
+        if requested():
+            raise Interrupted(f"stopped while {message}; the same command continues")
+        report(state=message, **numbers)
+
+    return say
 
 
 class Interrupted(Exception):

@@ -7,16 +7,22 @@ the one before; `damaged.ckpt` one that could not be read and was put aside.
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-_SIZES = "sizes.json"  # of a sharded checkpoint's files, written last
+from goldfish.files import FileError, read_object, reason
+from goldfish.runs.owner import owned
+
+_SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
+_CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger one is not
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -25,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save whole or not at all."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = owned(path)
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
             _take_place(temporary, path)
@@ -44,14 +50,22 @@ def whole_folder(path: Path, is_first: bool, barrier: Callable[[], None]) -> Ite
     yield temporary
     barrier()
     if is_first:
-        sizes = _sizes(temporary)
-        (temporary / _SIZES).write_text(json.dumps(sizes))
+        content = {name: [size, _crc(temporary / name)] for name, size in _sizes(temporary).items()}
+        (temporary / _SIZES).write_text(json.dumps(content))
         _take_place(temporary, path)
     barrier()
 
 
 def _sizes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+
+
+def _crc(path: Path) -> int:
+    """The CRC-32 of a file's first and last 64 MiB: reading terabytes again at each save would take too long."""
+    with path.open("rb") as file:
+        found = zlib.crc32(file.read(_CHECKED))
+        file.seek(max(_CHECKED, path.stat().st_size - _CHECKED))
+        return zlib.crc32(file.read(_CHECKED), found)
 
 
 def _take_place(temporary: Path, path: Path) -> None:
@@ -66,21 +80,78 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is. A file's checksums are read, of a folder's files the sizes."""
+    """What is wrong with a checkpoint; None if nothing is. Nothing that it holds is executed.
+
+    The checksums of a file are compared; of a folder's files the sizes, and the checksums of their first and last 64 MiB.
+    """
     if path.is_dir():
-        try:
-            sizes = json.loads((path / _SIZES).read_text())
-        except (OSError, ValueError):
-            return f"{_SIZES}, its last file, is missing or unreadable"
-        found = _sizes(path)
-        wrong = [name for name, size in sizes.items() if found.get(name) != size]
-        return f"{wrong[0]} is missing or has another size" if wrong else None
+        return _folder_damage(path)
     try:
         with zipfile.ZipFile(path) as content:
             wrong_part = content.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return f"{error}"
+        if wrong_part is None:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses to run what it holds
+    except Exception as error:  # zipfile, zlib and torch have many
+        return f"not a whole checkpoint ({reason(error)})"
     return f"the checksum of {wrong_part} is wrong" if wrong_part else None
+
+
+def other_model(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """How the weights in a checkpoint's file differ from a model's shapes by name; None if they do not."""
+    whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = whole.get("state_dict") if isinstance(whole, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(one, torch.Tensor) for one in weights.values()):
+        return "it holds no weights by name (state_dict)"
+    for name, tensor in weights.items():
+        if name in shapes and tuple(tensor.shape) != tuple(shapes[name]):
+            return f"{name} is of shape {tuple(tensor.shape)}, the model's of {tuple(shapes[name])}"
+    return (
+        None
+        if any(name in shapes for name in weights)
+        else f"its weights have other names, such as {next(iter(weights), '')!r}"
+    )
+
+
+def _folder_damage(path: Path) -> str | None:
+    try:
+        sizes = read_object(path / _SIZES)
+    except FileError:
+        return f"{_SIZES}, its last file, is missing or unreadable"
+    found = _sizes(path)
+    for name, about in sizes.items():
+        size, crc = (
+            about if isinstance(about, list) and len(about) == 2 else (about, None)
+        )  # a number: an older version's
+        if found.get(name) != size:
+            return f"{name} is missing or has another size"
+        if crc is not None and _crc(path / name) != crc:
+            return f"the checksum of {name} is wrong"
+    if (path / ".metadata").is_file():
+        try:
+            with (path / ".metadata").open("rb") as file:
+                _OnlyMetadata(file).load()
+        except Exception as error:  # pickle and the classes' constructors have many
+            return f".metadata is no description of tensors ({reason(error)})"
+    return None
+
+
+class _OnlyMetadata(pickle.Unpickler):
+    """Reads what torch.distributed.checkpoint writes into .metadata, which torch itself unpickles without any check."""
+
+    _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    _OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}  # noqa: RUF012
+    _OTHERS |= {("collections", "OrderedDict")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class, if it only describes tensors; UnpicklingError otherwise."""
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) in self._OTHERS or is_type:
+            return super().find_class(module, name)
+        if module in self._MODULES and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def forget_previous(last: Path) -> None:
@@ -130,7 +201,7 @@ def as_file(folder: Path, out: Path) -> Path:
     optimizer["state"] = {number[name]: state for name, state in optimizer["state"].items()}
     checkpoint["optimizer_states"] = [optimizer]
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = owned(out)
     torch.save(checkpoint, temporary)
     os.replace(temporary, out)
     return out

@@ -1,10 +1,9 @@
-"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. An extra: goldfish[deepspeed]."""
+"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. Of the extra deepspeed."""
 
 import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, checked
+from goldfish.extras import install, require
 from goldfish.training.checkpoints import whole_folder
 from goldfish.training.strategies import Precision, StepsOutside, Strategy
 
@@ -31,27 +32,20 @@ class DeepSpeed(Strategy):
     wraps = True
     holds_gradients = True
 
+    @checked
     def __init__(
         self,
         accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
-        devices: int | Literal["auto"] = "auto",
-        num_nodes: int = 1,
+        devices: Count | Literal["auto"] = "auto",
+        num_nodes: Count = 1,
         precision: Precision = "32-true",
         activation_checkpointing: bool = False,
         compile: bool = False,
         stage: Literal[1, 2, 3] = 2,
     ) -> None:
-        if stage not in (1, 2, 3):
-            raise ValueError(f"stage={stage}: must be 1, 2 or 3")
+        require("DeepSpeed", install("deepspeed"), "deepspeed")
         super().__init__(accelerator, devices, num_nodes, "ddp", precision, activation_checkpointing, compile)
         self.stage = stage
-
-    def refuse(self) -> str | None:
-        if find_spec("deepspeed") is None:
-            return (
-                "strategy=deepspeed: the package is missing; type pip install 'goldfish[deepspeed]', or strategy=fsdp2"
-            )
-        return super().refuse()
 
     def lightning(self) -> Any:
         if self.accelerator == "cpu":

@@ -1,10 +1,17 @@
 """Where metrics go while a run trains, and what TensorBoard shows of them side by side."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from goldfish.runs.owner import owned
+from goldfish.runs.record import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +25,32 @@ CHARTS = {
 COMPARED = ("exact_match", "rouge_l", "longest_prefix", "never_seen_rouge_l", "val_loss")
 
 
+class _WholeCsv(ExperimentWriter):
+    """Writes a file with new columns whole: Lightning empties it first, and a kill then loses all of its rows."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue())
+
+
+class WholeCsvLogger(CSVLogger):
+    """Lightning's CSVLogger, whose file a kill leaves as it was after some step."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of the file; only the first process has one that writes."""
+        if self._experiment is None:
+            self._experiment = _WholeCsv(log_dir=self.log_dir)
+        return self._experiment
+
+
 class Loggers:
     """CSV always, `tensorboard` if wanted: look with `tensorboard --logdir logs`."""
 
@@ -26,9 +59,10 @@ class Loggers:
 
     def __call__(self, run_dir: Path) -> list[Logger]:
         """Return the loggers. A resumed run gets a CSV file of its own, because Lightning's would delete the first."""
-        attempt = len(list((run_dir / "csv").glob("*")))
+        for before in (attempts := list((run_dir / "csv").glob("*"))):
+            owned(before / "metrics.csv")  # removes what a kill left of its writes
         loggers: list[Logger] = [
-            CSVLogger(run_dir, name="csv", version=f"attempt_{attempt:03d}", flush_logs_every_n_steps=1)
+            WholeCsvLogger(run_dir, name="csv", version=f"attempt_{len(attempts):03d}", flush_logs_every_n_steps=1)
         ]
         if self.tensorboard:
             board = TensorBoardLogger(run_dir, name="tensorboard", version="")
@@ -39,7 +73,9 @@ class Loggers:
         return loggers
 
 
-def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def log_hyperparameters(
+    loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> None:
     """Fill TensorBoard's tab "HParams", where the runs of a sweep are compared, with a finished run.
 
     Of the frozen `config`: mask and objective with their settings, arm, seed, repeats, tokens, learning rate, model width
@@ -48,7 +84,7 @@ def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], me
     groups = ("mask", "objective")
     shown = {key: value for group in groups for key, value in config[group].items() if key not in ("_target_", "seed")}
     shown |= {group: config[group]["_target_"].rpartition(".")[2] for group in groups}
-    shown |= {"arm": config["arm"], "seed": config["seed"], "lr": config["optimizer"].get("lr")}
+    shown |= {"arm": config.get("arm"), "seed": config["seed"], "lr": config["optimizer"].get("lr")}
     shown |= {"repeats": config["data"]["injection"]["repeats"], "tokens": config["data"]["tokens"]}
     shown |= {key: config["model"].get(key) for key in ("hidden_size", "layers")}
     for board in loggers:
@@ -58,11 +94,16 @@ def log_hyperparameters(loggers: Sequence[Logger], config: Mapping[str, Any], me
 
 
 def merged_metrics(run_dir: Path) -> "pd.DataFrame":
-    """All attempts' metrics by step; where a later attempt did a step again, its entry counts."""
+    """All attempts' metrics by step, columns sorted; where a later attempt did a step again, its entry counts."""
     import pandas as pd  # 0.2 s, once training has ended
 
     frame = pd.DataFrame({"step": []})
     for path in sorted((run_dir / "csv").glob("*/metrics.csv")):
-        attempt = pd.read_csv(path)
+        # A kill may leave a line half written; the loss of a line of the log must not cost the result.
+        attempt = pd.read_csv(path, on_bad_lines="skip", encoding_errors="replace") if path.stat().st_size else frame
+        if "step" not in attempt:
+            continue
+        attempt = attempt.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
         frame = pd.concat([frame[frame["step"] < attempt["step"].min()], attempt], ignore_index=True)
-    return frame.groupby("step", as_index=False).last()  # one row a step, whoever logged
+    rows = frame.groupby("step", as_index=False).last()  # one row a step, whoever logged
+    return rows[["step", *sorted(rows.columns.drop("step"))]]

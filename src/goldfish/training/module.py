@@ -3,15 +3,18 @@
 Shapes: B rows of the step on this device, T tokens of a row.
 """
 
+import logging
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 from transformers import LlamaForCausalLM
@@ -22,6 +25,9 @@ from goldfish.objectives import Objective, Weighted
 from goldfish.objectives.next_token import NextToken, kept_loss, target_count
 from goldfish.training.strategies import Strategy, clip_gradients
 
+logger = logging.getLogger(__name__)
+ON_PROGRESS_BAR = ("train/loss", "val/loss", "memorization/exact_match")
+
 
 class OptimizerSource(Protocol):
     """Makes the optimizer of a model. `takes_shards`: whether it can work on parts of matrices."""
@@ -29,6 +35,15 @@ class OptimizerSource(Protocol):
     takes_shards: bool
 
     def __call__(self, model: torch.nn.Module) -> torch.optim.Optimizer: ...
+
+
+def refuse_divergence(name: str, loss: float, step: int, learning_rate: float) -> None:
+    """FloatingPointError if the loss is no number any more: all that follows would be none either."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{name}={loss} after step {step}: training diverged (learning rate {learning_rate:g}); type a lower optimizer.lr, a "
+            "smaller clip, or a longer schedule.warmup"
+        )
 
 
 ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
@@ -40,6 +55,9 @@ class GoldfishModule(pl.LightningModule):
     The number is known from the mask before the first forward pass, so micro-batches and devices may hold very
     different shares of it and the gradient is the same for any split. Optimization is manual for that reason.
     Validation is never masked.
+
+    Lightning's callbacks see `val/loss`, and of each log step what the loggers get and `train/loss`: the objective's
+    value, which for next-token prediction is the mean over kept targets of the global batch (train/loss_kept).
 
     `separator_id`: the token that begins a document. `micro_batch_size`: rows of one forward pass (None = all of the
     device's). `clip`: largest gradient norm (None = no clipping). `log_every`: steps between log entries.
@@ -180,6 +198,7 @@ class GoldfishModule(pl.LightningModule):
     def _log_training(self, sums: Tensor, count: Tensor, tokens: int) -> None:
         objective, weight, kept, kept_count, dropped, dropped_count = sums.tolist()
         now, step = time.perf_counter(), self.global_step
+        refuse_divergence("train/loss", objective + kept + dropped, step, self._learning_rate())
         metrics = {
             "train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count),
             "train/lr": self._learning_rate(),
@@ -196,42 +215,81 @@ class GoldfishModule(pl.LightningModule):
             )
         self._clock = (step, now)
         self.log_now(metrics)
+        self._show({"train/loss": objective / (weight or max(1, int(count)))})  # the loggers have it under another name
 
     def log_now(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to the loggers under the number of steps done; Lightning's self.log would repeat them every step."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
+        """Hand metrics to the loggers under the number of steps done, and to Lightning's callbacks and progress bar.
+
+        Lightning's self.log would repeat them in the loggers every `log_every_n_steps`, with a column of epochs, and
+        take time at every step, also at those that log nothing.
+        """
+        for sink in self.loggers:
+            sink.log_metrics(metrics, step=self.global_step)
+        self._show(metrics)
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self.trainer.progress_bar_metrics.update({key: metrics[key] for key in ON_PROGRESS_BAR if key in metrics})
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add up the loss of ALL targets."""
+        """Add up the loss of ALL targets of the rows [ids (B, T)], or of those that count: [ids, counts (B,)]."""
         ids_BT = self.objective.rows(batch[0])
         keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        if len(batch) > 1:
+            keep_BT = self.objective.rows(batch[1].unsqueeze(1).expand_as(batch[0]))
         loss = self.run(NextToken(), ids_BT, keep_BT)
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
 
-    def _end_validation(self) -> None:
-        """Log val/loss: the mean over all targets of all devices, in nats."""
+    def _mean_loss(self) -> float:
+        """The mean over all targets of all devices, in nats."""
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
-        self.val_loss, self._validated = loss / count, self.global_step
+        return float(loss / count)
+
+    def _end_validation(self) -> None:
+        """Log val/loss."""
+        self.val_loss, self._validated = self._mean_loss(), self.global_step
+        refuse_divergence("val/loss", self.val_loss, self.global_step, self._learning_rate())
         self.log_now({"val/loss": self.val_loss})
+        logger.info("step %d: val/loss %.4f, train/loss_kept %.4f", self.global_step, self.val_loss, self.last_loss)
         self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, and tell it to callbacks such as EarlyStopping."""
-        self._end_validation()
-        self.log("val/loss", self.val_loss, logger=False)
+        """Log val/loss, also for callbacks such as EarlyStopping and as what trainer.validate returns."""
+        is_fit = self.trainer.state.fn == TrainerFn.FITTING
+        if is_fit and not self.trainer.sanity_checking:
+            self._end_validation()
+        else:
+            self.val_loss = self._mean_loss()
+        # The same value on all devices; sync_dist only keeps Lightning from warning that it may not be.
+        self.log("val/loss", self.val_loss, logger=not is_fit, prog_bar=True, sync_dist=True)
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """Add up the loss of ALL targets of rows that are given to trainer.test."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/loss, which trainer.test returns: the mean over all targets, in nats."""
+        self.log("test/loss", self._mean_loss(), sync_dist=True)
 
     def on_train_end(self) -> None:
         """Validate after the last step, unless that was just done."""
-        loader = self.trainer.val_dataloaders
-        if loader is None or self._validated == self.global_step:
+        loader, batches = cast(Any, self.trainer.val_dataloaders), sum(self.trainer.num_val_batches)
+        if not batches or self._validated == self.global_step:
             return
         self.eval()
         with torch.no_grad():
-            for index, (ids_BT,) in enumerate(loader):
-                self.validation_step([ids_BT.to(self.device)], index)
+            for index, batch in enumerate(islice(loader, int(batches))):
+                self.validation_step([part.to(self.device) for part in batch], index)
         self._end_validation()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the last validation's loss into the checkpoint: a run that continues after its last step does no other one."""
+        checkpoint["goldfish_val_loss"] = torch.tensor(self.val_loss, dtype=torch.float64)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the last validation's loss; a checkpoint of an earlier version has none."""
+        self.val_loss = float(checkpoint.get("goldfish_val_loss", self.val_loss))
 
     def _global_sum(self, value: Tensor) -> Tensor:
         """The sum over the shares of the step's rows."""

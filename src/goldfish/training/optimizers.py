@@ -3,11 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from goldfish.checks import NonNegative, Positive, Share, ShareBelowOne, checked
 
 
 class AdamW:
@@ -18,8 +21,14 @@ class AdamW:
 
     takes_shards = True
 
-    def __init__(self, lr: float = 4e-4, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> None:
-        _positive(lr=lr)
+    @checked
+    def __init__(
+        self,
+        lr: Positive = 4e-4,
+        beta1: ShareBelowOne = 0.9,
+        beta2: ShareBelowOne = 0.95,
+        weight_decay: NonNegative = 0.1,
+    ) -> None:
         self.lr, self.betas, self.weight_decay = lr, (beta1, beta2), weight_decay
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -44,17 +53,17 @@ class Muon:
 
     takes_shards = False  # the update of a matrix needs all of it
 
+    @checked
     def __init__(
         self,
-        lr: float = 0.02,
-        adamw_lr: float = 1e-2,
-        momentum: float = 0.95,
-        beta1: float = 0.9,
-        beta2: float = 0.95,
-        weight_decay: float = 0.1,
-        newton_schulz_steps: int = 3,
+        lr: Positive = 0.02,
+        adamw_lr: Positive = 1e-2,
+        momentum: ShareBelowOne = 0.95,
+        beta1: ShareBelowOne = 0.9,
+        beta2: ShareBelowOne = 0.95,
+        weight_decay: NonNegative = 0.1,
+        newton_schulz_steps: Annotated[int, Ge(1), Le(99)] = 3,
     ) -> None:
-        _positive(lr=lr, adamw_lr=adamw_lr, newton_schulz_steps=newton_schulz_steps)
         self._muon: dict[str, Any] = dict(
             lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=newton_schulz_steps
         )
@@ -102,7 +111,6 @@ class _WarmupDecay(ABC):
     """Linear warm-up over a share `warmup` of the steps, then what `_left` says of the learning rate."""
 
     def __init__(self, warmup: float, floor: float) -> None:
-        _share(warmup=warmup, floor=floor)
         self.warmup, self.floor = warmup, floor
 
     def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
@@ -126,7 +134,8 @@ class WarmupCosine(_WarmupDecay):
     The paper: 1000 of 9536 steps, from 4e-4 to 4e-5: warmup 0.105, floor 0.1.
     """
 
-    def __init__(self, warmup: float = 0.1, floor: float = 0.1) -> None:
+    @checked
+    def __init__(self, warmup: Share = 0.1, floor: Share = 0.1) -> None:
         super().__init__(warmup, floor)
 
     def _left(self, done: float) -> float:
@@ -136,7 +145,8 @@ class WarmupCosine(_WarmupDecay):
 class WarmupLinear(_WarmupDecay):
     """Linear warm-up over a share `warmup` of the steps, then a straight line down to `floor` x the learning rate."""
 
-    def __init__(self, warmup: float = 0.05, floor: float = 0.05) -> None:
+    @checked
+    def __init__(self, warmup: Share = 0.05, floor: Share = 0.05) -> None:
         super().__init__(warmup, floor)
 
     def _left(self, done: float) -> float:
@@ -146,22 +156,10 @@ class WarmupLinear(_WarmupDecay):
 class Constant:
     """Linear warm-up over a share `warmup` of the steps (0: none), then constant: the paper's extreme setting."""
 
-    def __init__(self, warmup: float = 0.0) -> None:
-        _share(warmup=warmup)
+    @checked
+    def __init__(self, warmup: Share = 0.0) -> None:
         self.warmup = warmup
 
     def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
         """Return the schedule of a run of `steps` optimizer steps."""
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1.0, self.warmup * steps)))
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name}={value}: must be more than 0")
-
-
-def _share(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value}: a share, from 0 to 1")

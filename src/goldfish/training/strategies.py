@@ -3,6 +3,8 @@
 A strategy becomes arguments of lightning.pytorch.Trainer; one that shards the model also says how (`shard`).
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, checked
 from goldfish.training.checkpoints import whole_folder
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed"]
@@ -40,23 +43,23 @@ class Strategy:
     wraps = False  # whether Lightning wraps the module, so that only the wrapper's forward gathers the weights
     holds_gradients = False  # whether it clips them itself and shows them to nobody
 
+    @checked
     def __init__(
         self,
         accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-        devices: int | Literal["auto"] = 1,
-        num_nodes: int = 1,
+        devices: Count | Literal["auto"] = 1,
+        num_nodes: Count = 1,
         strategy: Literal["auto", "ddp"] = "auto",
         precision: Precision = "32-true",
         activation_checkpointing: bool = False,
         compile: bool = False,
     ) -> None:
-        for name, value in (("devices", devices), ("num_nodes", num_nodes)):
-            if value != "auto" and int(value) < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
         if accelerator == "cpu" and devices == "auto":
-            raise ValueError("devices='auto': counts GPUs; on a CPU say how many processes, for example devices=2")
+            raise ValueError("devices='auto': counts GPUs, and on a CPU there are none; type strategy.devices=2")
         if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
-            raise ValueError(f"devices={devices}, num_nodes={num_nodes}: several need strategy=ddp, fsdp2 or another")
+            raise ValueError(
+                f"devices={devices}, num_nodes={num_nodes}: must be 1 of each here; for several type strategy=ddp, ddp_cpu or fsdp2"
+            )
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision = strategy, precision
         self.activation_checkpointing, self.compile = activation_checkpointing, compile
@@ -65,6 +68,11 @@ class Strategy:
     def processes(self) -> int | None:
         """How many processes train; None if that depends on the machine."""
         return None if self.devices == "auto" else self.devices * self.num_nodes
+
+    @property
+    def processes_here(self) -> int:
+        """How many processes train on this machine."""
+        return max(1, torch.cuda.device_count()) if self.devices == "auto" else self.devices
 
     @property
     def data_parallel(self) -> int | None:
@@ -80,6 +88,12 @@ class Strategy:
                 f"strategy.devices={self.devices}: this machine has {found or 'no'} GPU{'s' * (found != 1)}; type "
                 + (f"strategy.devices={found}, or " if found else "")
                 + f"strategy={'single' if wanted == 1 else 'ddp_cpu'}"
+            )
+        compiler = os.environ.get("CXX", "g++")  # where torch looks
+        if self.compile and shutil.which(compiler) is None:
+            return (
+                f"strategy.compile=true: torch.compile needs a C++ compiler, and there is no {compiler}; install g++ (or name "
+                "another in the environment variable CXX), or type strategy.compile=false"
             )
         return None
 
@@ -116,11 +130,12 @@ class _Sharded(Strategy):
 
     shards = True
 
+    @checked
     def __init__(
         self,
         accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
-        devices: int | Literal["auto"] = "auto",
-        num_nodes: int = 1,
+        devices: Count | Literal["auto"] = "auto",
+        num_nodes: Count = 1,
         precision: Precision = "32-true",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -140,20 +155,21 @@ class FSDP2(_Sharded):
 
     meshes = True
 
+    @checked
     def __init__(
         self,
         accelerator: Literal["auto", "cpu", "gpu"] = "gpu",
-        devices: int | Literal["auto"] = "auto",
-        num_nodes: int = 1,
+        devices: Count | Literal["auto"] = "auto",
+        num_nodes: Count = 1,
         precision: Precision = "32-true",
         activation_checkpointing: bool = False,
         compile: bool = False,
         checkpoints: Literal["whole", "sharded"] = "whole",
-        tensor_parallel: int = 1,
+        tensor_parallel: Count = 1,
     ) -> None:
         super().__init__(accelerator, devices, num_nodes, precision, activation_checkpointing, compile, checkpoints)
         self.tensor_parallel = tensor_parallel
-        if tensor_parallel < 1 or (self.processes or tensor_parallel) % tensor_parallel:
+        if (self.processes or tensor_parallel) % tensor_parallel:
             raise ValueError(f"tensor_parallel={tensor_parallel}: must divide the {self.processes} processes")
         if compile and tensor_parallel > 1:
             raise ValueError(

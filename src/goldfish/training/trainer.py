@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from goldfish.training.callbacks import StopOnSignal
+from goldfish.checks import Count, Positive, checked
+from goldfish.training.callbacks import Saving
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
@@ -26,33 +27,21 @@ class TrainerSettings:
     lightning.pytorch.Trainer.
     """
 
+    @checked
     def __init__(
         self,
-        max_steps: int | None = None,
-        micro_batch_size: int | None = None,
-        clip: float | None = 1.0,
-        log_every: int = 10,
-        validate_every: int = 100,
-        memorization_every: int = 50,
-        checkpoint_every: int = 100,
-        early_stopping: int | None = None,
+        max_steps: Count | None = None,
+        micro_batch_size: Count | None = None,
+        clip: Positive | None = 1.0,
+        log_every: Count = 10,
+        validate_every: Count = 100,
+        memorization_every: Count = 50,
+        checkpoint_every: Count = 100,
+        early_stopping: Count | None = None,
         async_checkpoints: bool = False,
         deterministic: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
-        for name, value in [
-            ("max_steps", max_steps),
-            ("micro_batch_size", micro_batch_size),
-            ("log_every", log_every),
-            ("validate_every", validate_every),
-            ("memorization_every", memorization_every),
-            ("checkpoint_every", checkpoint_every),
-            ("early_stopping", early_stopping),
-        ]:
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"clip={clip}: must be more than 0, or null for no clipping")
         known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
         ours = {
             "max_steps",
@@ -72,10 +61,21 @@ class TrainerSettings:
             "log_every_n_steps",
             "deterministic",
         }
+        # What trains on other batches than the plan says, or does not validate.
+        ours |= {
+            "fast_dev_run",
+            "overfit_batches",
+            "limit_train_batches",
+            "limit_val_batches",
+            "min_steps",
+            "min_epochs",
+        }
+        ours |= {"barebones", "use_distributed_sampler"}
         for name in options or {}:
             if name not in known - ours:
                 raise ValueError(
-                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself"
+                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself; leave it out. "
+                    f"Allowed here: {', '.join(sorted(known - ours))}"
                 )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
@@ -88,12 +88,8 @@ class TrainerSettings:
         return available if self.max_steps is None else min(available, self.max_steps)
 
     def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
-        """What writes `checkpoint`: when the run is asked to stop, and every `checkpoint_every` steps."""
-        every = dict(every_n_train_steps=self.checkpoint_every, enable_version_counter=False)
-        return [
-            StopOnSignal(stop_requested, str(checkpoint)),
-            ModelCheckpoint(checkpoint.parent, "last", **every),  # type: ignore[arg-type]
-        ]
+        """What writes `checkpoint`: every `checkpoint_every` steps, at the end, and when the run is asked to stop."""
+        return [Saving(checkpoint, self.checkpoint_every, stop_requested)]
 
     def trainer(
         self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str
@@ -103,6 +99,7 @@ class TrainerSettings:
             max_steps=steps,
             max_epochs=1,
             val_check_interval=min(self.validate_every, steps),
+            log_every_n_steps=min(self.log_every, steps),
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -114,8 +111,15 @@ class TrainerSettings:
         checkpoints = AsyncCheckpointIO(WholeCheckpoints()) if self.async_checkpoints else WholeCheckpoints()
         if self.early_stopping is not None:
             callbacks = [*callbacks, EarlyStopping("val/loss", patience=self.early_stopping)]
-        trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        try:
+            trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
+        except Exception as error:  # Lightning raises many kinds for options that it does not like
+            if not self.options:
+                raise
+            raise ValueError(
+                f"trainer.options={self.options}: lightning.pytorch.Trainer refuses them ({error}); type others, or null"
+            ) from error
         # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
-        # StopOnSignal) waits for the end of the step.
+        # Saving) waits for the end of the step.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer

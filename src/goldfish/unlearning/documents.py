@@ -3,8 +3,6 @@
 Shapes: B rows, T tokens of a row.
 """
 
-import csv
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from goldfish.config import build
 from goldfish.data.datamodule import InjectedData
 from goldfish.data.packing import Say
 from goldfish.evaluation.extraction import Extraction
+from goldfish.files import FileError, read_csv, read_object
 from goldfish.linear_loss import target_count
 from goldfish.masks import Mask
 from goldfish.objectives import Objective
@@ -53,8 +52,11 @@ class InjectedDocuments:
             raise ValueError(f"run={run!r}: is no run of goldfish-train; {MAKE_ONE}")
         if not record.finished:
             raise ValueError(f"run={run!r}: that run is not finished; type its command again, and it continues")
-        self.result: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        if not self.result["exposures"]["seen"]:
+        self.result: dict[str, Any] = read_object(self.folder / "result.json")
+        if missing := {"seed", "strategy", "k", "h", "control", "exposures", "tokens", "cost"} - self.result.keys():
+            raise FileError(f"{self.folder / 'result.json'}: no {', '.join(sorted(missing))}; the file was damaged")
+        seen = self.result["exposures"]
+        if not (isinstance(seen, dict) and seen.get("seen")):
             raise ValueError(
                 f"run={run!r}: saw no injected document (a control?), so it has none to forget; {MAKE_ONE}"
             )
@@ -77,11 +79,11 @@ class InjectedDocuments:
         ValueError if the text that the data is made of has changed since the run.
         """
         keys = ("data", "mask", "objective", "evaluation")
-        parts = build(Parts, {key: self._config[key] for key in keys})
+        parts = build(
+            Parts, {key: self._config[key] for key in keys if key in self._config}, self.folder / "config.yaml"
+        )
         documents = [vars(document) for document in parts.data.prepare(say).documents]
-        # split("\n"), not splitlines(): texts may hold other line separators, which JSON leaves as they are.
-        lines = (self.folder / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        if documents != [json.loads(line) for line in lines]:
+        if documents != RunDirectory(self.folder).documents():
             raise ValueError(
                 f"questions.run={str(self.folder)!r}: its text has changed since (other documents are injected now); "
                 f"train it again: {MAKE_ONE}"
@@ -91,8 +93,7 @@ class InjectedDocuments:
 
     def exposures(self) -> dict[str, int]:
         """How often the run saw each of its injected documents, by id; those that it never saw are left out."""
-        with (self.folder / "exposures.csv").open(newline="", encoding="utf-8") as file:
-            return dict(Counter(row["document"] for row in csv.DictReader(file)))
+        return dict(Counter(row["document"] for row in read_csv(self.folder / "exposures.csv", ["document"])))
 
     def rows(self, data: InjectedData, count: int, seed: int) -> tuple[list[Row], list[Row]]:
         """The documents that were seen, each after the separator, and `count` windows of the background, as long.

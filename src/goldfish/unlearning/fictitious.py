@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from goldfish.checks import Seed, checked
 from goldfish.data.corpus import Factbook
 from goldfish.unlearning.questions import Question, Questions
 
@@ -148,18 +149,19 @@ class FictitiousAuthors:
     weights knows neither, so finetuning teaches both, and unlearning sees neither again. All is a function of `seed`.
     """
 
-    def __init__(self, authors: int = 20, forget_authors: int = 2, capitals: int = 24, seed: int = 0) -> None:
+    @checked
+    def __init__(self, authors: int = 20, forget_authors: int = 2, capitals: int = 24, seed: Seed = 0) -> None:
         largest = len(_FIRST) * len(_LAST)
         if not 2 <= authors <= largest:
-            raise ValueError(f"authors={authors}: from 2 to {largest} can be made")
+            raise ValueError(f"authors={authors}: must be from 2 to {largest}; type questions.authors=20")
         if not 1 <= forget_authors < authors:
             raise ValueError(
                 f"forget_authors={forget_authors}: of authors={authors} at least 1 is forgotten and 1 retained"
             )
         if not WRONG < capitals <= 150:
-            raise ValueError(f"capitals={capitals}: from {WRONG + 1} (one right, {WRONG} wrong) to 150")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be at least 0")
+            raise ValueError(
+                f"capitals={capitals}: must be from {WRONG + 1} (one right, {WRONG} wrong) to 150; type questions.capitals=24"
+            )
         self.authors, self.forget_authors, self.capitals, self.seed = authors, forget_authors, capitals, seed
 
     def __call__(self) -> Questions:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.training.module import OptimizerSource, ScheduleSource
+from goldfish.training.module import OptimizerSource, ScheduleSource, refuse_divergence
 from goldfish.training.strategies import Strategy, clip_gradients
 from goldfish.unlearning.objectives import Method, Step
 from goldfish.unlearning.questions import Row, collate
@@ -112,6 +112,7 @@ class UnlearningModule(pl.LightningModule):
         schedule.step()
         if self.global_step % self.log_every == 0 or self.global_step == self.batches.steps:
             self.last_loss = float(total)
+            refuse_divergence("train/objective", self.last_loss, self.global_step, schedule.get_last_lr()[0])
             for logger in self.loggers:
                 logger.log_metrics(
                     {"train/objective": self.last_loss, "train/lr": schedule.get_last_lr()[0]}, self.global_step

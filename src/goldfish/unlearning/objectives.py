@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import NonNegative, Positive, checked
 from goldfish.objectives.next_token import kept_loss
 from goldfish.unlearning.questions import Rows
 
@@ -65,9 +66,8 @@ class GradientAscent(Method):
 class _WithRetain(Method):
     """`retain_weight` x NLL_r is added (TOFU: 1)."""
 
-    def __init__(self, retain_weight: float = 1.0) -> None:
-        if retain_weight < 0:
-            raise ValueError(f"retain_weight={retain_weight}: must be at least 0")
+    @checked
+    def __init__(self, retain_weight: NonNegative = 1.0) -> None:
         self.retain_weight = retain_weight
 
     def __call__(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
@@ -113,10 +113,9 @@ class IDK(_WithRetain):
 class _Preference(_WithRetain):
     """A loss of log-probability ratios, with the strength `beta` (TOFU: 0.1)."""
 
-    def __init__(self, beta: float = 0.1, retain_weight: float = 1.0) -> None:
+    @checked
+    def __init__(self, beta: Positive = 0.1, retain_weight: NonNegative = 1.0) -> None:
         super().__init__(retain_weight)
-        if beta <= 0:
-            raise ValueError(f"beta={beta}: must be more than 0")
         self.beta = beta
 
     def _mean(self, margin_B: Tensor, rows: Rows) -> Tensor:
@@ -147,10 +146,11 @@ class NPO(_Preference):
 class SimNPO(_Preference):
     """-(2/beta) log sigma(beta (NLL_f of each answer - delta)) x gamma + NLL_r; needs no reference (beta 4.5, gamma 0.125)."""
 
-    def __init__(self, beta: float = 4.5, gamma: float = 0.125, delta: float = 0.0, retain_weight: float = 1.0) -> None:
+    @checked
+    def __init__(
+        self, beta: Positive = 4.5, gamma: Positive = 0.125, delta: float = 0.0, retain_weight: NonNegative = 1.0
+    ) -> None:
         super().__init__(beta, retain_weight)
-        if gamma <= 0:
-            raise ValueError(f"gamma={gamma}: must be more than 0")
         self.gamma, self.delta = gamma, delta
 
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:

@@ -3,7 +3,6 @@
 Shapes: B rows, T tokens of the longest of them.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from goldfish.data.tokenizer import encode, separator_id
+from goldfish.files import FileError, is_encodable, json_lines, opened, read_json
 
 HUB = "locuslab/TOFU"
 SETS = ("forget", "retain", "real_authors", "world_facts")  # what is measured
@@ -86,7 +86,7 @@ class TOFU:
         rows = self._download(name) if self.folder is None else _rows(Path(where))
         questions = [_question(row, f"{where}, row {number}", measured) for number, row in enumerate(rows, start=1)]
         if not questions:
-            raise ValueError(f"{where}: holds no question")
+            raise FileError(f"{where}: holds no question")
         return questions
 
     def _download(self, name: str) -> list[dict[str, Any]]:
@@ -102,29 +102,26 @@ class TOFU:
 
 
 def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        if text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path}: neither JSON nor one JSON object a line: {error}") from error
+    with opened(path) as stream:
+        is_array = stream.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    return list(read_json(path)) if is_array else [row for _, row in json_lines(path)]
 
 
 def _question(row: Any, where: str, measured: bool) -> Question:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: wanted an object, got {row!r}")
+        raise FileError(f"{where}: wanted an object, got {row!r:.80}")
     for key in ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key]:
-            raise ValueError(f"{where}: {key} is {row.get(key)!r}, wanted text")
+            raise FileError(f"{where}: {key} is {row.get(key)!r:.80}, wanted text")
     wrong = row.get("perturbed_answer") or []
     wrong = [wrong] if isinstance(wrong, str) else wrong
     if measured and not wrong:
-        raise ValueError(f"{where}: perturbed_answer, the wrong answers, is missing or empty")
-    return Question(row["question"], row["answer"], row.get("paraphrased_answer") or "", tuple(wrong))
+        raise FileError(f"{where}: perturbed_answer, the wrong answers, is missing or empty")
+    other = row.get("paraphrased_answer") or ""
+    texts = [row["question"], row["answer"], other, *(wrong if isinstance(wrong, list) else [None])]
+    if not all(isinstance(text, str) and is_encodable(text) for text in texts):
+        raise FileError(f"{where}: perturbed_answer is a list of texts, paraphrased_answer a text; got {row!r:.200}")
+    return Question(row["question"], row["answer"], other, tuple(wrong))
 
 
 class Row(NamedTuple):

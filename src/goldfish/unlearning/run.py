@@ -1,27 +1,33 @@
 """One run of goldfish-unlearn, from its frozen configuration to result.json."""
 
 import copy
+import logging
 import shlex
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-import yaml
+import torch
 from transformers import LlamaForCausalLM
 
+from goldfish.checks import Count, Positive, Seed, Threads
 from goldfish.config import ConfigError, build
+from goldfish.data.packing import Say
 from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
+from goldfish.extras import install, require
+from goldfish.feasible import memory_problem, shape_of
+from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
-from goldfish.training.callbacks import Progress
+from goldfish.threads import best_threads, use_threads
+from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
-from goldfish.training.module import OptimizerSource, ScheduleSource
+from goldfish.training.module import OptimizerSource, ScheduleSource, refuse_divergence
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 from goldfish.unlearning.documents import InjectedDocuments, validation_loss
@@ -29,6 +35,8 @@ from goldfish.unlearning.metrics import forget_quality, measure, summarize
 from goldfish.unlearning.module import Batches, UnlearningModule
 from goldfish.unlearning.objectives import Finetune, Method, RetainOnly
 from goldfish.unlearning.questions import Encoder, Questions, QuestionSource
+
+logger = logging.getLogger(__name__)
 
 REFUSALS = [
     "I don't know.",
@@ -55,36 +63,27 @@ class UnlearningJob:
         strategy: Strategy,
         logger: Loggers,
         study: str,
-        seed: int,
+        seed: Seed,
         log_dir: str,
-        epochs: int,
-        batch_size: int,
+        epochs: Count,
+        batch_size: Count,
         model: LlamaSource | None = None,
         tokenizer: TokenizerSource | None = None,
         template: str | None = "Question: {question}\nAnswer:",
-        micro_batch_size: int | None = None,
-        clip: float | None = 1.0,
-        log_every: int = 10,
-        checkpoint_every: int = 200,
-        answer_tokens: int | None = 200,
-        evaluation_batch_size: int | None = 64,
+        micro_batch_size: Count | None = None,
+        clip: Positive | None = 1.0,
+        log_every: Count = 10,
+        checkpoint_every: Count = 200,
+        answer_tokens: Count | None = 200,
+        evaluation_batch_size: Count | None = 64,
         finetuned: str | None = None,
         retain_only: str | None = None,
         arm: str | None = None,
         name: str | None = None,
         run_dir: str | None = None,
         ckpt: Literal["last"] | None = "last",
-        threads: int | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        for key, value, least in (
-            ("seed", seed, 0),
-            ("epochs", epochs, 1),
-            ("batch_size", batch_size, 1),
-            ("answer_tokens", answer_tokens, 1),
-            ("evaluation_batch_size", evaluation_batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{key}={value}: must be at least {least}")
         asked: dict[str, Any] = dict(model=model, tokenizer=tokenizer, template=template, answer_tokens=answer_tokens)
         asked |= dict(evaluation_batch_size=evaluation_batch_size)
         if isinstance(questions, InjectedDocuments):
@@ -100,8 +99,8 @@ class UnlearningJob:
                 raise ValueError(f"{missing[0]}: no value; questions and answers need one")
             if "{question}" not in str(template):
                 raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
-            if find_spec("rouge_score") is None:
-                raise ValueError('RougeL needs a package that is not installed; type: pip install "goldfish[tofu]"')
+            require("RougeL of the answers", install("tofu"), "rouge_score")
+            self.shape = shape_of(cast(LlamaSource, model), cast(TokenizerSource, tokenizer))
         if strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
         self.trainer = TrainerSettings(
@@ -113,7 +112,14 @@ class UnlearningJob:
         self.model, self.tokenizer = cast(LlamaSource, model), cast(TokenizerSource, tokenizer)
         self.template, self.answer_tokens = cast(str, template), cast(int, answer_tokens)
         self.evaluation_batch_size = cast(int, evaluation_batch_size)
-        self.finetuned, self.retain_only, self.ckpt = finetuned, retain_only, ckpt
+        self.finetuned, self.retain_only, self.ckpt, self.threads = finetuned, retain_only, ckpt, threads
+
+    def refuse(self) -> str | None:
+        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        fits = isinstance(self.questions, InjectedDocuments)  # that model was trained already
+        return self.strategy.refuse() or (
+            None if fits else memory_problem(self.shape, self.optimizer, self.strategy, 1, 1)
+        )
 
 
 def run(
@@ -122,13 +128,14 @@ def run(
     """Finetune or unlearn, measure, and write result.json last. Raises `Interrupted` once stopped and saved."""
     started = time.perf_counter()
     record = RunDirectory(run_dir)
+    say = stoppable(record.report, stop_requested)
     job = build(UnlearningJob, config)
-    if (reason := job.strategy.refuse()) is not None:
+    if (reason := job.refuse()) is not None:
         raise ConfigError([reason])
     if isinstance(job.questions, InjectedDocuments):
-        found = _of_documents(job, job.questions, record, command, stop_requested)
+        found = _of_documents(job, job.questions, record, command, stop_requested, say)
     else:
-        found = _of_questions(job, job.questions, config, record, command, stop_requested)
+        found = _of_questions(job, job.questions, config, record, command, stop_requested, say)
     record.report(state="finished", step=found["steps"], steps=found["steps"])
     record.write_json(
         "result.json",
@@ -152,22 +159,24 @@ def _of_questions(
     record: RunDirectory,
     command: str,
     stop_requested: Callable[[], bool],
+    say: Say,
 ) -> dict[str, Any]:
     """Learn or unlearn questions and answers; what result.json says of it."""
     finetuned, retain_only = _needed(job, config, record.path, command)
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    record.report(state="reading the questions")
+    say("reading the questions")
     questions = source()
     tokenizer = job.tokenizer.build([*questions.texts(), *REFUSALS, job.template])
     encoder = Encoder(tokenizer, job.template)
-    record.report(state="building the model")
+    say("building the model")
     begin = LlamaFromPretrained(str(finetuned / "model")) if finetuned is not None else job.model
     model = begin(len(tokenizer), encoder.separator, job.seed)
     batches = _batches(job, questions, encoder)
     seconds_training = _train(job, model, batches, record, stop_requested)
 
     model.eval()
-    tell = lambda done, total: record.report(state="measuring", done=done, total=total, unit="questions")  # noqa: E731
+    say("measuring")
+    tell = lambda done, total: say("measuring", done=done, total=total, unit="questions")  # noqa: E731
     answers = measure(model, encoder, questions.measured, job.answer_tokens, job.evaluation_batch_size, tell)
     compared = answers if isinstance(job.method, RetainOnly) else None
     if retain_only is not None and compared is None:
@@ -197,24 +206,25 @@ def _of_documents(
     record: RunDirectory,
     command: str,
     stop_requested: Callable[[], bool],
+    say: Say,
 ) -> dict[str, Any]:
     """Unlearn the documents of a run of goldfish-train; what result.json says of it, as of such a run.
 
     `seed`, `strategy`, `k` and `h` are those of the run, `cost` and `tokens` of both together; `trained` is its folder.
     """
     pl.seed_everything(job.seed, workers=True, verbose=False)
-    parts = source.parts(lambda message, **numbers: record.report(state=message, **numbers))
+    parts = source.parts(say)
     prepared = parts.data.prepared
     ngrams = ngrams_of(parts.evaluation, parts.data)
     seen = source.exposures()
     forget, retain = source.rows(parts.data, job.epochs * len(seen), job.seed)
     batches = Batches(job.method.takes, forget, retain, [], job.batch_size, job.epochs, job.seed)
-    record.report(state="building the model")
+    say("building the model")
     begin = LlamaFromPretrained(str(source.folder / "model"))
     model = begin(len(prepared.tokenizer), prepared.separator, job.seed)
     seconds_training = _train(job, model, batches, record, stop_requested)
 
-    metrics = measure_extraction(model, prepared, seen, parts.mask, parts.evaluation, ngrams, record, command)
+    metrics = measure_extraction(model, prepared, seen, parts.mask, parts.evaluation, ngrams, record, command, say)
     before = source.result
     return {
         **{key: before[key] for key in ("seed", "strategy", "k", "h", "control", "exposures")},
@@ -236,6 +246,7 @@ def _train(
 ) -> float:
     """Train the model on all batches, from the run's newest checkpoint on; return the seconds."""
     started = time.perf_counter()
+    logger.info("model: %s parameters", f"{count_parameters(model):,}")
     model.train()
     reference = copy.deepcopy(model).eval().requires_grad_(False) if job.method.reference_reads else model
     module = UnlearningModule(
@@ -252,6 +263,7 @@ def _train(
     )
     rows = [row for step in range(batches.steps_of_epoch) for some in batches(step).values() for row in some]
     tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
+    use_threads(job.threads or best_threads(model, tokens_of_epoch // batches.steps_of_epoch))
     callbacks = [
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
         *job.trainer.saving(record.checkpoint, stop_requested),
@@ -259,6 +271,8 @@ def _train(
     trainer = job.trainer.trainer(batches.steps, job.strategy, callbacks, job.logger(record.path), str(record.path))
     checkpoint = newest(record.checkpoint, say=lambda warning: record.report(state=warning)) if job.ckpt else None
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    largest = float(torch.stack([weight.detach().abs().max() for weight in model.parameters()]).max())
+    refuse_divergence("the largest weight", largest, batches.steps, trainer.optimizers[0].param_groups[0]["lr"])
     return time.perf_counter() - started
 
 
@@ -306,9 +320,12 @@ def _is_comparable(path: Path, config: dict[str, Any], method: type[Method]) -> 
     """Whether there is a finished run by `method` of the same model, questions, ... in the folder."""
     if not RunDirectory(path).finished:
         return False
-    other = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    target = other.get("unlearning", {}).get("_target_")
-    return target == f"{method.__module__}.{method.__name__}" and all(other[key] == config[key] for key in SAME)
+    try:
+        other = RunDirectory(path).config()
+    except FileError:
+        return False  # a damaged run beside this one is no reason to stop
+    is_method = f"{method.__module__}.{method.__name__}" in str(other.get("unlearning"))
+    return is_method and all(other.get(key) == config[key] for key in SAME)
 
 
 def _command(command: str, option: str) -> str:

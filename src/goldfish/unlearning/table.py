@@ -1,6 +1,5 @@
 """Several finished runs of goldfish-unlearn beside each other: a table, and utility over forget quality."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Column, Table
 
+from goldfish.files import read_object
 from goldfish.runs.record import write_atomically
 
 SHOWN = {
@@ -23,7 +23,7 @@ SHOWN = {
 
 def table(run_dirs: Sequence[Path]) -> pd.DataFrame:
     """A row a run: run, method, seed, and all metrics (forget_quality may be missing)."""
-    results = [json.loads((path / "result.json").read_text(encoding="utf-8")) for path in run_dirs]
+    results = [read_object(path / "result.json") for path in run_dirs]
     return pd.DataFrame([{key: one[key] for key in ("run", "method", "seed")} | one["metrics"] for one in results])
 
 

@@ -3,11 +3,12 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from goldfish.extras import package_folder, require
 
 
 class Document(NamedTuple):
@@ -39,10 +40,8 @@ class InstalledText(ABC):
     """Of the names and bytes of `_files()`, in their order: `sha256_of`."""
 
     def __init__(self) -> None:
-        spec = find_spec(self.MODULE)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"the text of {type(self).__name__} is not installed; type: {self.INSTALL}")
-        self._root = Path(spec.origin).parent
+        require(f"the text of {type(self).__name__}", self.INSTALL, self.MODULE)
+        self._root = package_folder(self.MODULE)
 
     @abstractmethod
     def _files(self) -> list[Path]: ...

@@ -5,13 +5,13 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 from zlib import crc32
 
 import numpy as np
 
 from goldfish.data.corpus.base import Corpus, Document
+from goldfish.extras import install, require
 
 Form = Literal["nfkc", "soft_hyphens", "spaces"]
 
@@ -79,8 +79,8 @@ class Deduplicated:
             raise ValueError(
                 f"threshold={threshold}: a Jaccard similarity, more than 0 and at most 0.95; for equal documents, kind='exact'"
             )
-        if kind == "near" and find_spec("datasketch") is None:
-            raise ValueError("kind='near' needs the package datasketch; type: pip install datasketch==2.0.0")
+        if kind == "near":
+            require("deduplicate=near", install("corpora"), "datasketch")
         self.corpus, self.kind, self.threshold = corpus, kind, threshold
         self.removed = self.removed_length = 0
 

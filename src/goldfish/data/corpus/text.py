@@ -1,17 +1,14 @@
-"""Plain text files, and what every reader of UTF-8 files needs."""
+"""Plain text files, and which files a path means."""
 
-import codecs
 import glob
-import gzip
 import io
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+from goldfish.files import opened
 
 
 class TextFiles:
@@ -55,7 +52,7 @@ def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
             wanted = " or ".join(map(repr, patterns))
             raise ValueError(f"path={path!r}: the folder holds no file that matches pattern={wanted}")
     else:
-        found = sorted(Path(file) for file in glob.glob(path, recursive=True) if Path(file).is_file())
+        found = sorted(_globbed(Path(path)))
         if not found:
             raise ValueError(
                 f"path={path!r}: no such file or folder; give a file, or a folder with {' or '.join(patterns)} files"
@@ -64,39 +61,14 @@ def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
     return [(str(file.relative_to(root)), file) for file in found]
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed if its name ends in .gz.
-
-    What goes wrong while it is read is a ValueError that names the file, and for text that is not UTF-8 the byte.
-    """
-    try:
-        opening: Any = gzip.open if path.suffix == ".gz" else open
-        with opening(path, "rb") as stream:
-            yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); compress or copy it again") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {_first_invalid(path)}); if it is Latin-1, type: "
-            f"iconv -f LATIN1 -t UTF-8 FILE > NEW; a file of mixed encodings must be mended first, or cut to UTF-8 "
-            f"with: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
-        ) from error
-
-
-def _first_invalid(path: Path) -> int:
-    """The offset of the first byte (after decompression) that is not UTF-8."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    with opened(path) as stream:
-        while True:
-            block, pending = stream.read(1 << 20), len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                return position - pending + error.start
-            position += len(block)
+def _globbed(path: Path) -> Iterator[Path]:
+    """The files that a glob means, hidden ones left out. `**` enters no linked folders, which may lead in a circle."""
+    first = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
+    if first is not None:
+        start = Path(*path.parts[:first])
+        for file in start.glob("/".join(path.parts[first:])):
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(start).parts):
+                yield file
 
 
 def _paragraphs(lines: Iterator[str] | io.TextIOWrapper) -> Iterator[str]:
@@ -109,12 +81,3 @@ def _paragraphs(lines: Iterator[str] | io.TextIOWrapper) -> Iterator[str]:
             block = []
     if block:
         yield "".join(block).strip()
-
-
-def is_encodable(text: str) -> bool:
-    """Whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,0 +1,181 @@
+"""What values a setting allows, said once: in the annotations of constructors. `lr: Positive = 4e-4`.
+
+`fitted` compares a value with an annotation. The configuration is checked with it before anything is built; `checked`
+makes a constructor check itself when it is called from Python.
+"""
+
+import functools
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # numpy, torch and Lightning take these
+Threads = Annotated[int, Ge(1), Le(1024)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
+InnerShare = Annotated[float, Gt(0), Lt(1)]
+
+LARGEST = 2**63 - 1  # of a whole number: what 64 bits hold
+PLAIN = (str, int, float, bool, type(None))
+NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "a value",
+}
+BOUNDS = {Ge: ("at least", "ge"), Gt: ("more than", "gt"), Le: ("at most", "le"), Lt: ("less than", "lt")}
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def fitted(value: Any, hint: Any, where: str, default: Any = None, strict: bool = True) -> Any:
+    """Return `value` as the type `hint` has it; ValueError says the key, the value, what is allowed and what to type.
+
+    Numbers must be finite, whole numbers fit into 64 bits, text must be writable as UTF-8. `default`: an example that is
+    allowed, if there is one. `strict`: do not convert (no "3" for 3, no tuple for a list).
+    """
+    from pydantic import ValidationError
+
+    if isinstance(value, dict) and get_origin(hint) is dict:
+        return {name: fitted(part, get_args(hint)[1], f"{where}.{name}", None, strict) for name, part in value.items()}
+    extreme = _extreme(value)
+    if extreme is None:
+        try:
+            return _adapter(hint).validate_python(value, strict=strict)
+        except ValidationError:
+            pass
+    wanted = allowed(hint) + (f", {extreme}" if extreme else "")
+    example = default if default is not None else smallest(hint)
+    hint_to_type = "" if example is None else f"; type {where}={typed(example)}"
+    raise ValueError(f"{where}={_shown(value)}: must be {wanted}{hint_to_type}")
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter  # here: commands that build nothing start without it
+
+    return TypeAdapter(hint, config={"allow_inf_nan": False})
+
+
+def checked(constructor: F) -> F:
+    """Have `__init__` raise ValueError for arguments outside their annotations, all of them in one message."""
+    signature = inspect.signature(constructor)
+
+    @functools.wraps(constructor)
+    def checking(self: Any, *args: Any, **kwargs: Any) -> None:
+        hints = get_type_hints(constructor, include_extras=True)
+        problems = []
+        for name, value in signature.bind(self, *args, **kwargs).arguments.items():
+            if name in hints and is_plain(hints[name]):
+                try:
+                    fitted(value, hints[name], name, default_of(signature.parameters[name]), strict=False)
+                except ValueError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        constructor(self, *args, **kwargs)
+
+    return typing.cast(F, checking)
+
+
+def default_of(parameter: inspect.Parameter) -> Any:
+    """The parameter's default, None if it has none."""
+    return None if parameter.default is parameter.empty else parameter.default
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether values of this type are written directly in YAML, and not as a component."""
+    if hint is Any or hint in PLAIN:
+        return True
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return is_plain(get_args(hint)[0])
+    if origin in (list, tuple, typing.Literal):
+        return True
+    if origin is dict:
+        return is_plain(get_args(hint)[1])
+    return origin in (typing.Union, types.UnionType) and any(
+        is_plain(part) and part is not type(None) for part in get_args(hint)
+    )
+
+
+def allowed(hint: Any) -> str:
+    """The values of a type in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in NAMES:
+        return NAMES[hint]
+    if origin is Annotated:
+        bounds = " and ".join(f"{BOUNDS[type(b)][0]} {getattr(b, BOUNDS[type(b)][1])}" for b in parts[1:])
+        return f"{bounds} ({allowed(parts[0])})"
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin in (typing.Union, types.UnionType):
+        words = ["a list of such values" if get_args(part) == parts[:1] else allowed(part) for part in parts]
+        return ", or ".join(words)
+    if origin is list:
+        return f"a list, each value of it {allowed(parts[0])}"
+    if origin is dict:
+        return f"NAME: value pairs, each value {allowed(parts[1])}"
+    return str(hint)
+
+
+def smallest(hint: Any) -> Any:
+    """An allowed value, the smallest where there is one; None if none can be told."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        low = next((getattr(b, BOUNDS[type(b)][1]) for b in parts[1:] if isinstance(b, Ge | Gt)), 0)
+        high = next((getattr(b, BOUNDS[type(b)][1]) for b in parts[1:] if isinstance(b, Le | Lt)), 2 * low + 1)
+        return (low + high) / 2 if any(isinstance(b, Gt) for b in parts[1:]) else low
+    if origin is typing.Literal:
+        return parts[0]
+    if origin in (typing.Union, types.UnionType):
+        return smallest(parts[0])
+    if origin is list:
+        return [] if (one := smallest(parts[0])) is None else [one]
+    return {int: 1, float: 1.0, bool: False}.get(hint)
+
+
+def typed(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def _extreme(value: Any) -> str | None:
+    """What a value breaks of what holds for every setting."""
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_extreme, value)), None)
+    if isinstance(value, dict):
+        return _extreme([*value.keys(), *value.values()])
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return "within 64 bits (below 9.2e18)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    if value == "":
+        return "not empty"
+    if isinstance(value, str) and not _is_writable(value):
+        return "without null characters and halves of surrogate pairs"
+    return None
+
+
+def _is_writable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

@@ -1,0 +1,51 @@
+"""One way of extracting documents."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Ge
+
+from goldfish.data.packing import InjectedDocument
+
+Decoding = Literal["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam"]
+Bos = Literal["document", "none"]
+Offset = Annotated[int, Ge(-1)]
+
+
+class Setting(NamedTuple):
+    """One way of extracting: what a list in `Extraction` is taken apart to."""
+
+    prefix_tokens: int
+    suffix_tokens: int
+    offset: int
+    edit_rate: float
+    decoding: Decoding
+    bos: Bos = "document"
+
+    @property
+    def separators(self) -> int:
+        """Tokens of the prompt before the document's own: 1 or 0."""
+        return int(self.bos == "document")
+
+    @property
+    def base(self) -> str:
+        """The decoding without its filter: "greedy", "sample" or "beam"."""
+        return self.decoding.removeprefix("memfree").removeprefix("_") or "greedy"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a document must have."""
+        return max(0, self.offset) + self.prefix_tokens + self.suffix_tokens
+
+    @property
+    def refuses(self) -> bool:
+        """Whether n-grams of the training text are refused."""
+        return self.decoding.startswith("memfree")
+
+    def start(self, document: InjectedDocument) -> int:
+        """The document's token with which the prompt begins."""
+        return len(document.ids) - self.tokens if self.offset < 0 else self.offset
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of an evaluation's rows that this setting made."""
+        return [row for row in rows if all(row[key] == value for key, value in self._asdict().items())]

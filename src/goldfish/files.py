@@ -1,0 +1,210 @@
+"""Files that others wrote, or that were damaged: read so that every error is one sentence that names the file.
+
+Nothing is executed that a file holds. A line ends at "\\n" and nowhere else: JSON leaves U+2028, U+0085 and their kind as
+they are, at which `str.splitlines` would cut a text in two.
+"""
+
+import codecs
+import csv
+import errno
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+MOST_LINE = 1 << 28  # bytes of a line of JSON Lines; a file without line breaks must not fill the memory
+PARQUET: dict[str, Any] = dict(pre_buffer=False, page_checksum_verification=True)  # how Parquet is read
+MOST_VALUES = 100_000  # of a YAML file; aliases of aliases make billions of a few lines
+# Control characters but tab and line feed, line separators, what reorders text (bidi), half surrogates.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_ONE_OBJECT = "; every line must be one JSON object. For a file that is one JSON array type: jq -c '.[]' FILE > NEW"
+
+
+class FileError(ValueError):
+    """A file or folder is not what it should be; the message names it and says what is wrong."""
+
+
+def safe(text: str) -> str:
+    """The text with every character escaped that a terminal obeys instead of showing; line feeds and tabs stay."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def reading(path: Path | str, kind: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever a library raises while it reads `path` as a `kind` into a FileError; a lack of memory stays one."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise FileError(f"{path}: not {kind}, or a damaged one ({reason(error)}){advice}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says in its first line, at most 300 characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return line if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {line}"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed if its name ends in .gz.
+
+    What goes wrong while it is read is a FileError that names the file, and for text that is not UTF-8 the byte.
+    """
+    try:
+        opening: Any = gzip.open if path.suffix == ".gz" else open
+        with opening(path, "rb") as stream:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(f"{path}: not a whole gzip file ({error}); compress or copy it again") from error
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {_first_invalid(path)}); if it is Latin-1, type: "
+            f"iconv -f LATIN1 -t UTF-8 FILE > NEW (of UTF-16: -f UTF-16); a file of mixed encodings must be mended first, "
+            f"or cut to UTF-8 with: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+        ) from error
+
+
+def _first_invalid(path: Path) -> int:
+    """The offset of the first byte (after decompression) that is not UTF-8."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    with opened(path) as stream:
+        while True:
+            block, pending = stream.read(1 << 20), len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                return position - pending + error.start
+            position += len(block)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, a byte order mark left out; FileError if it is none."""
+    with opened(path) as stream:
+        return stream.read().decode("utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; FileError if it holds none."""
+    return parse_json(read_text(path), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; FileError if it holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: holds a {type(value).__name__}, wanted a JSON object")
+    return value
+
+
+def parse_json(text: str, where: str, advice: str = "") -> Any:
+    """The value of a JSON text; FileError, which begins with `where`, if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = text[max(0, error.pos - 20) : error.pos + 40]
+        raise FileError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}: {found!r}){advice}") from error
+    except RecursionError as error:
+        raise FileError(f"{where}: JSON nested too deeply") from error
+    except ValueError as error:  # a whole number of more digits than Python reads
+        raise FileError(f"{where}: not JSON that can be read ({reason(error)})") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of each line of a JSON Lines file (.gz too), one in memory at a time; blank lines are skipped.
+
+    FileError names the file, the line, and shows what is wrong there.
+    """
+    with opened(path) as stream:
+        number = 0
+        while line := stream.readline(MOST_LINE):
+            number += 1
+            where = f"{path}, line {number}"
+            if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                raise FileError(f"{where}: longer than {MOST_LINE >> 20} MB{_ONE_OBJECT}")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
+            if not text:
+                continue
+            value = parse_json(text, where, _ONE_OBJECT)
+            if not isinstance(value, dict):
+                raise FileError(
+                    f"{where}: a JSON {type(value).__name__}, and not an object: {text[:60]!r}{_ONE_OBJECT}"
+                )
+            yield number, value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of plain values, such as a frozen configuration; FileError if it holds anything else."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The mapping of a YAML text of plain values; FileError, which begins with `where`, if it is none."""
+    try:
+        value = yaml.safe_load(text)
+        _count(value, MOST_VALUES)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:200] if not isinstance(error, RecursionError) else "nested too deeply"
+        raise FileError(f"{where}: not YAML of plain values ({told})") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{where}: holds a {type(value).__name__}, wanted keys and values")
+    return value
+
+
+def _count(value: Any, left: int) -> int:
+    """How many more values there may be; ValueError if there are more, or one that JSON does not know."""
+    if left < 1:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"the key {next(key for key in value if not isinstance(key, str))!r:.40} is no text")
+        value = list(value.values())
+    if isinstance(value, list):
+        left -= 1
+        for part in value:
+            left = _count(part, left)
+        return left
+    if not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{value!r:.40} is a {type(value).__name__}")
+    return left - 1
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file; FileError if it has not these columns, or a row has not as many fields as the first."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        if missing := set(columns) - set(rows.fieldnames or ()):
+            raise FileError(f"{path}: no column {' and '.join(sorted(missing))}")
+        found = []
+        for row in rows:
+            if None in row or None in row.values():
+                raise FileError(f"{path}, line {rows.line_num}: not as many fields as columns; the file was damaged")
+            found.append(row)
+    except csv.Error as error:
+        raise FileError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
+    return found

@@ -1,0 +1,36 @@
+"""Processes that end with their parent, files that are removed with their owner."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from goldfish.runs.owner import PARENT, is_abandoned, owned, owner
+
+
+def test_a_process_whose_parent_is_gone_before_it_could_ask_to_die_with_it_ends_at_once():
+    code = "import signal; from goldfish.runs.owner import die_with_parent; die_with_parent(signal.SIGKILL); print('alive')"
+    gone, here = (
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {PARENT: str(pid)}, capture_output=True, check=False
+        )
+        for pid in (1 << 22, os.getpid())
+    )
+    assert gone.returncode == -signal.SIGKILL and not gone.stdout
+    assert here.returncode == 0 and here.stdout == b"alive\n"
+
+
+def test_a_path_belongs_to_its_process_and_is_abandoned_with_it(tmp_path):
+    path = owned(tmp_path / "sweep")
+    assert path.parent == tmp_path and owner(path) == os.getpid() and not is_abandoned(path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert is_abandoned(tmp_path / f".sweep.{platform.node()}.{ended.pid}")
+
+
+@pytest.mark.parametrize("name", ["sweep", ".sweep.another-machine.1", ".lock"])
+def test_what_belongs_to_no_process_of_this_machine_is_never_abandoned(tmp_path, name):
+    assert owner(tmp_path / name) is None and not is_abandoned(tmp_path / name)
