@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 
-.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check wheel extras
+.PHONY: install corpora pretrained quickstart reproduce test test-portable test-slow check docs wheel extras
 
 install: .venv/installed          ## the environment alone
 
@@ -37,13 +37,17 @@ NUMERIC := $(addprefix tests/,objectives evaluation decoding unlearning training
 test-portable: .venv/installed-dev ## the tests that compute, with the oldest instruction sets that the libraries can be told to use
 	OMP_NUM_THREADS=1 $(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(NUMERIC) -k "not killed" $(PYTEST)
 
-test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks
+test-slow: .venv/installed-dev    ## what takes longer: the quickstart's numbers, the quality of the masks, the commands of docs/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m slow $(PYTEST)
 
 check: .venv/installed-dev        ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-docs        ## the documentation site: build/docs/index.html
+	$(BIN)/python docs/scripts/assemble.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file build/mkdocs.yml
 
 wheel: .venv/installed-dev        ## build the wheel, install it into an empty environment, run it from an empty directory
 	rm -rf build/wheel && mkdir -p build/wheel/empty
@@ -66,6 +70,10 @@ extras: wheel                     ## every command of the README, and each extra
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[docs]"
 	touch $@
 
 .venv/installed-reproduce: .venv/installed-dev

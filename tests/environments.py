@@ -8,6 +8,7 @@ from pathlib import Path
 from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
+DEVELOPMENT = Path(sys.prefix)  # that of the tests
 CORE = ROOT / "build" / "wheel" / "venv"  # made by `make wheel`
 TINY_EVALUATION = ["evaluation.prefix_tokens=8", "evaluation.suffix_tokens=8"]
 TINY_UNLEARNING = [
@@ -23,8 +24,15 @@ TINY_UNLEARNING = [
 ]
 # Commands are typed as they stand, and made tiny by these functions of the shell.
 PRELUDE = """set -e
-goldfish-train() { command goldfish-train "$@" $TINY; }
-goldfish-data() { command goldfish-data "$@" $TINY; }
+tiny() {  # but for what the command itself decides
+    local own='^$'
+    [[ $* != *model=* ]] || own+='|^model\\.'
+    [[ $* != *data/tokenizer=* ]] || own+='|^data\\.tokenizer\\.'
+    [[ $* != *max_supervised_tokens=* ]] || own+='|^data\\.tokens='
+    printf '%s\\n' $TINY | grep -vE "$own"
+}
+goldfish-train() { command goldfish-train "$@" $(tiny "$@"); }
+goldfish-data() { command goldfish-data "$@" $(tiny "$@"); }
 goldfish-unlearn() { command goldfish-unlearn "$@" $TINY_UNLEARNING; }
 pip() { python -m pip --quiet --disable-pip-version-check "$@"; }
 """
@@ -51,13 +59,10 @@ class Environment:
 
     def type(self, command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """Type a command in a shell with this environment activated. Nothing of the tests' own is seen there."""
-        tiny = [option for option in TINY if "model=" not in command or not option.startswith("model.")]
-        if "data/tokenizer=" in command:
-            tiny = [option for option in tiny if not option.startswith("data.tokenizer.")]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "TINY": " ".join(tiny),
+            "TINY": " ".join(TINY),
             "TINY_UNLEARNING": " ".join(TINY_UNLEARNING),
             **variables,
         }

@@ -1,12 +1,20 @@
-"""What README.md tells people to type works, in the order in which it stands there, with no more installed than it says."""
+"""What README.md and the pages of docs/ tell people to type works, in the order in which it stands there.
+
+README.md is typed with no more installed than it says, docs/ in the environment of the tests.
+"""
 
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from environments import ROOT, Environment
+from conftest import TINY
+from environments import DEVELOPMENT, ROOT, Environment
 
 README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
 # make's targets are tested by typing them (make -n), the quickstart by its command; tensorboard does not end by itself.
 PRELUDE = f"""
 make() {{
@@ -32,13 +40,18 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
+def write_texts(folder: Path) -> None:
+    """Write the texts that commands read from a folder `texts`."""
+    (folder / "texts").mkdir()
+    for index in range(30):
+        words = " ".join(f"word{(index * 7919 + i * i) % 9973}" for i in range(200))
+        (folder / "texts" / f"{index}.txt").write_text(f"Text {index}. {words}")
+
+
 @pytest.mark.extras
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block[0].split("  ")[0])
 def test_every_command_of_the_readme_works(block, core, tmp_path):
-    (tmp_path / "texts").mkdir()
-    for index in range(30):
-        words = " ".join(f"word{(index * 7919 + i * i) % 9973}" for i in range(200))
-        (tmp_path / "texts" / f"{index}.txt").write_text(f"Text {index}. {words}")
+    write_texts(tmp_path)
     for number, line in enumerate(block):
         environment = core
         if install := re.search(r'pip install "goldfish\[\w+\]"', line):  # the line says that it needs an extra
@@ -56,3 +69,44 @@ def test_the_python_of_the_readme_runs(core, tmp_path):
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         done = core.type(f"python -c {shlex.quote(block)}", tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def fenced(text: str) -> list[tuple[str, str, str]]:
+    """(language, name of the file to write or how to run it, content) of each code block of a page."""
+    found = re.findall(r"^```(\w+)(?: (?:file=)?(\S+))?\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(found) * 2 == len(re.findall(r"^```", text, flags=re.MULTILINE)), "a code block without a language"
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```bash" in text])
+def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cache):
+    write_texts(tmp_path)
+    script = ""
+    for language, name, content in fenced(PAGES[page]):
+        if language == "bash":
+            script += content
+        elif name == "run":
+            script += f"python - <<'PYTHON'\n{content}PYTHON\n"
+        elif name:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+    tiny = " ".join([*TINY, f"data.cache_dir={cache}"])
+    done = Environment(DEVELOPMENT).type(
+        f"{PRELUDE}set -x\n{script}", tmp_path, TINY=tiny, PYTHONPATH=str(ROOT / "src")
+    )
+    assert done.returncode == 0, f"{page}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [
+        (page, code)
+        for page, text in PAGES.items()
+        for language, name, code in fenced(text)
+        if (language, name) == ("python", "")
+    ],
+)
+def test_the_python_of_a_page_runs(page, code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, f"{page}\n{done.stderr}"
