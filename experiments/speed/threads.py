@@ -23,7 +23,7 @@ from goldfish.evaluation.decoding import forced, greedy
 from goldfish.masks import Hashed
 from goldfish.model import LlamaFromConfig, count_parameters
 from goldfish.objectives.next_token import NextToken
-from goldfish.threads import best_threads, cores
+from goldfish.threads import cores, threads_for
 from goldfish.training.optimizers import AdamW, Muon
 
 # name: vocabulary, settings of conf/model/NAME.yaml
@@ -106,7 +106,7 @@ def main() -> None:
             best = min(seconds, key=seconds.__getitem__)
             row = dict(model=name, parameters=count_parameters(model), what=what, tokens=tokens, fastest=best)
             if tokens:
-                chosen = best_threads(model, tokens)
+                chosen = threads_for(model, tokens, cores())
                 row |= dict(chosen=chosen, chosen_over_fastest=seconds[chosen] / seconds[best])
             row |= {f"seconds_{number}": value for number, value in seconds.items()}
             table.append(row)

@@ -28,7 +28,7 @@ from goldfish.masks import Mask
 from goldfish.model import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
-from goldfish.threads import best_threads, use_threads
+from goldfish.threads import computing_with, cores, threads_for, use_threads
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
 from goldfish.training.checkpoints import as_file, damage, forget_previous, newest, other_model
 from goldfish.training.loggers import COMPARED, Loggers, log_hyperparameters, merged_metrics
@@ -108,7 +108,7 @@ class Job:
     def training_threads(self, model: LlamaForCausalLM) -> int:
         """CPU threads of each process that trains: `threads`, or chosen by the work of a forward pass."""
         tokens = self.rows_of_a_pass * self.data.sequence_length
-        return self.threads or best_threads(model, tokens, self.strategy.processes_here)
+        return self.threads or threads_for(model, tokens, cores(self.strategy.processes_here))
 
 
 def run(
@@ -247,7 +247,8 @@ def measure(
     subject = Subject(model, prepared.tokenizer, documents, seen, mask, [prepared.background, *trained_on], ngrams)
     tell = lambda state, **numbers: say(state, **numbers)  # noqa: E731
     progress = TokenProgress(tell, sum(part.tokens for part in parts_of(subject, extraction)))
-    rows, members = work(subject, extraction, progress=progress)
+    with computing_with(cores()):  # the other processes have ended
+        rows, members = work(subject, extraction, progress=progress)
     record.report(state="writing")
     model.save_pretrained(record.path / "model")
     prepared.tokenizer.save_pretrained(record.path / "model")

@@ -1,40 +1,48 @@
-"""How many CPU threads a process computes with."""
+"""How many CPU threads a process computes with: as many as pay for the work, never more than its cores."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from joblib import cpu_count
 from transformers import PreTrainedModel
 
-# A thread pays once it has so many multiplications of a layer's forward pass: starting and joining threads costs about
-# as much as they save below that (experiments/speed/threads.py).
+# A thread pays once it has so many multiplications of one layer's forward pass; with fewer, starting and joining threads
+# costs more than they save (measured: experiments/speed/threads.py).
 MULTIPLICATIONS = 190e6
+# What each process may use beside its affinity and its control group. Read once: `use_threads` sets the second one.
+LIMITS = [
+    int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS") if os.environ.get(name, "").isdigit()
+]
 
 
 def cores(processes: int = 1) -> int:
-    """Return how many cores each of `processes` processes on this machine may use, at least 1.
-
-    Counts this process's CPU affinity, its cgroup's quota, LOKY_MAX_CPU_COUNT, and SLURM_CPUS_PER_TASK and
-    OMP_NUM_THREADS, which hold for each process.
-    """
-    limits: list[int] = [cpu_count() // processes]
-    limits += [int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS") if _is_number(name)]
-    return max(1, min(limits))
+    """Return how many cores each of `processes` processes on this machine may use, at least 1."""
+    available: int = cpu_count()  # CPU affinity, the control group's quota, LOKY_MAX_CPU_COUNT
+    return max(1, min([available // processes, *LIMITS]))
 
 
-def best_threads(model: PreTrainedModel, tokens: int, processes: int = 1) -> int:
-    """Return how many threads to compute a pass over `tokens` tokens with: a function of the sizes, never of a clock."""
+def threads_for(model: PreTrainedModel, tokens: int, most: int) -> int:
+    """Return how many threads, at most `most`, pay for a pass over `tokens` tokens: a function of sizes, never of a clock."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = model.config.get_text_config().num_hidden_layers
-    return max(1, min(cores(processes), int(parameters / layers * tokens / MULTIPLICATIONS)))
+    layers = max(1, getattr(model.config.get_text_config(), "num_hidden_layers", 1))
+    return max(1, min(most, int(parameters / layers * tokens / MULTIPLICATIONS)))
 
 
-def use_threads(wanted: int) -> None:
-    """Compute with `wanted` threads from here on, never with more than there are cores. Child processes do the same."""
-    number = min(wanted, cpu_count())
+def use_threads(number: int) -> None:
+    """Compute with `number` threads from here on, in processes that this one starts too; never more than the cores."""
+    number = min(number, cpu_count())
     torch.set_num_threads(number)
     os.environ["OMP_NUM_THREADS"] = str(number)  # else Lightning gives each rank all of its share of the cores
 
 
-def _is_number(name: str) -> bool:
-    return os.environ.get(name, "").isdigit()
+@contextmanager
+def computing_with(number: int) -> Iterator[None]:
+    """Compute with `number` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

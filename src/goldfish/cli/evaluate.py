@@ -48,6 +48,7 @@ def task(cfg: DictConfig) -> None:
 
 def _task(cfg: DictConfig) -> None:
     """Load, extract, write, print."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
     from goldfish.evaluation.engine import finish, work  # here, so that a mistyped key is told at once
     from goldfish.evaluation.job import EvaluationJob
     from goldfish.runs.record import RunDirectory, environment

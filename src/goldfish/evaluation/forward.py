@@ -6,8 +6,8 @@ M positions of any rows.
 
 import inspect
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from goldfish.evaluation.progress import CountTokens
 from goldfish.onednn import LinearLayers
+from goldfish.threads import computing_with, threads_for
 
 Pick = Callable[..., tuple[Tensor, ...]]
 
@@ -51,7 +52,7 @@ class Speaker:
 
     def hidden(self, ids_BQ: Tensor, keep: int, **how: Any) -> Tensor:
         """Hidden states of the last `keep` tokens: (B, keep, D)."""
-        with self._products(ids_BQ.numel()):
+        with self._computing(ids_BQ.numel()):
             if self.apart:
                 hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
             else:
@@ -64,13 +65,19 @@ class Speaker:
         vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
         step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
         pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
-        with self._products(len(hidden_MD)):
+        with self._computing(len(hidden_MD)):
             found = [function(self._head(h) if self.apart else h, *more) for h, *more in pieces]
         return [torch.cat(results) for results in zip(*found, strict=True)]
 
-    def _products(self, tokens: int) -> AbstractContextManager[Any]:
-        """What multiplies in a pass over so many tokens; seeing to it costs a pass over few of them more than it saves."""
-        return LinearLayers() if self.on_cpu and tokens >= _LONG else nullcontext()
+    @contextmanager
+    def _computing(self, tokens: int) -> Iterator[None]:
+        """What multiplies in a pass over so many tokens, with how many threads; a pass over few is not worth oneDNN."""
+        if not self.on_cpu:
+            yield
+            return
+        number = threads_for(self.model, tokens, torch.get_num_threads())
+        with computing_with(number), LinearLayers() if tokens >= _LONG else nullcontext():
+            yield
 
     def rows_of_a_pass(self, tokens: int, rows: int) -> int:
         """How many of `rows` rows of `tokens` tokens to read at once."""

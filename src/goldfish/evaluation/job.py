@@ -28,6 +28,7 @@ from goldfish.files import read_csv, read_yaml
 from goldfish.masks import KeepAll, Mask
 from goldfish.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.threads import cores, use_threads
 from goldfish.training.strategies import Strategy
 
 
@@ -113,6 +114,7 @@ class EvaluationJob:
 
     def load(self, rank: int = 0) -> Subject:
         """Read the model and the documents; ValueError names a file that is not what it should be."""
+        use_threads(cores(self.processes))
         tokenizer = load_tokenizer(self.model)
         model = load_model(self.model, dtype=getattr(torch, self.evaluation.precision))
         if model.get_input_embeddings().num_embeddings < len(tokenizer):

@@ -23,7 +23,7 @@ from goldfish.files import FileError
 from goldfish.model import LlamaFromPretrained, LlamaSource, count_parameters
 from goldfish.run import measure as measure_extraction
 from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
-from goldfish.threads import best_threads, use_threads
+from goldfish.threads import cores, threads_for, use_threads
 from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import newest
 from goldfish.training.loggers import Loggers, merged_metrics
@@ -263,7 +263,7 @@ def _train(
     )
     rows = [row for step in range(batches.steps_of_epoch) for some in batches(step).values() for row in some]
     tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
-    use_threads(job.threads or best_threads(model, tokens_of_epoch // batches.steps_of_epoch))
+    use_threads(job.threads or threads_for(model, tokens_of_epoch // batches.steps_of_epoch, cores()))
     callbacks = [
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
         *job.trainer.saving(record.checkpoint, stop_requested),
