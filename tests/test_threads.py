@@ -26,9 +26,9 @@ def llama(**settings: int):
 def test_a_small_step_gets_one_thread_and_a_large_one_all_cores(many_cores):
     small = llama(hidden_size=128, layers=2, heads=4, intermediate_size=320)
     large = llama(hidden_size=1024, layers=8, heads=8, intermediate_size=2816)
-    assert threads_for(small, 384, cores()) == 1
-    assert threads_for(small, 384 * 8, cores()) > 1
-    assert threads_for(large, 4096, cores()) == 16
+    assert threads_for(small, 384, cores(), backward=True) == 1
+    assert threads_for(small, 384 * 8, cores(), backward=True) > threads_for(small, 384 * 8, cores())
+    assert threads_for(large, 8192, cores(), backward=True) == 16
 
 
 def test_more_layers_of_the_same_size_do_not_get_more_threads(many_cores):

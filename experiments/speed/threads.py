@@ -106,7 +106,7 @@ def main() -> None:
             best = min(seconds, key=seconds.__getitem__)
             row = dict(model=name, parameters=count_parameters(model), what=what, tokens=tokens, fastest=best)
             if tokens:
-                chosen = threads_for(model, tokens, cores())
+                chosen = threads_for(model, tokens, cores(), backward=True)
                 row |= dict(chosen=chosen, chosen_over_fastest=seconds[chosen] / seconds[best])
             row |= {f"seconds_{number}": value for number, value in seconds.items()}
             table.append(row)

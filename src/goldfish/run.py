@@ -106,9 +106,9 @@ class Job:
         )
 
     def training_threads(self, model: LlamaForCausalLM) -> int:
-        """CPU threads of each process that trains: `threads`, or chosen by the work of a forward pass."""
+        """CPU threads of each process that trains: `threads`, or chosen by the work of a pass."""
         tokens = self.rows_of_a_pass * self.data.sequence_length
-        return self.threads or threads_for(model, tokens, cores(self.strategy.processes_here))
+        return self.threads or threads_for(model, tokens, cores(self.strategy.processes_here), backward=True)
 
 
 def run(

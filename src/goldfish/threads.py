@@ -8,9 +8,9 @@ import torch
 from joblib import cpu_count
 from transformers import PreTrainedModel
 
-# A thread pays once it has so many multiplications of one layer's forward pass; with fewer, starting and joining threads
-# costs more than they save (measured: experiments/speed/threads.py).
-MULTIPLICATIONS = 190e6
+# A thread pays once it has so many multiplications of one layer; with fewer, starting and joining threads costs more than
+# they save (measured: experiments/speed/threads.py).
+MULTIPLICATIONS = 600e6
 # What each process may use beside its affinity and its control group. Read once: `use_threads` sets the second one.
 LIMITS = [
     int(os.environ[name]) for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS") if os.environ.get(name, "").isdigit()
@@ -23,11 +23,14 @@ def cores(processes: int = 1) -> int:
     return max(1, min([available // processes, *LIMITS]))
 
 
-def threads_for(model: PreTrainedModel, tokens: int, most: int) -> int:
-    """Return how many threads, at most `most`, pay for a pass over `tokens` tokens: a function of sizes, never of a clock."""
+def threads_for(model: PreTrainedModel, tokens: int, most: int, backward: bool = False) -> int:
+    """Return how many threads, at most `most`, pay for a pass over `tokens` tokens: a function of sizes, never of a clock.
+
+    A weight multiplies once a token, and twice more in the backward pass.
+    """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = max(1, getattr(model.config.get_text_config(), "num_hidden_layers", 1))
-    return max(1, min(most, int(parameters / layers * tokens / MULTIPLICATIONS)))
+    return max(1, min(most, int(parameters / layers * tokens * (3 if backward else 1) / MULTIPLICATIONS)))
 
 
 def use_threads(number: int) -> None:

@@ -263,7 +263,7 @@ def _train(
     )
     rows = [row for step in range(batches.steps_of_epoch) for some in batches(step).values() for row in some]
     tokens_of_epoch = sum(len(row.prompt) + len(row.answer) for row in rows)
-    use_threads(job.threads or threads_for(model, tokens_of_epoch // batches.steps_of_epoch, cores()))
+    use_threads(job.threads or threads_for(model, tokens_of_epoch // batches.steps_of_epoch, cores(), backward=True))
     callbacks = [
         Progress(record.report, tokens_of_epoch // batches.steps_of_epoch, batches.steps),
         *job.trainer.saving(record.checkpoint, stop_requested),
