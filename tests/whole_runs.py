@@ -42,9 +42,9 @@ def stopped_after(step):
     """In the block a run is asked to stop in its training step `step`, counted from 1: it saves and raises Interrupted."""
     save = Saving._save
 
-    def asked(self, trainer):
+    def asked(self, trainer, module):
         self.requested = lambda: trainer.global_step == step
-        save(self, trainer)
+        save(self, trainer, module)
 
     with mock.patch.object(Saving, "_save", asked), pytest.raises(Interrupted, match=f"after step {step};"):
         yield

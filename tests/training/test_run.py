@@ -287,3 +287,11 @@ def test_early_stopping_goes_on_counting_after_a_stop_and_resume(tiny, tmp_path)
     do(tiny(*settings), parts)
     assert taken(parts) == taken(whole) and losses(parts) == losses(whole)
     assert result(parts)["metrics"] == result(whole)["metrics"]
+
+
+def test_a_longer_run_continues_from_the_last_checkpoint_of_a_finished_one(tiny, tmp_path):
+    first = do(tiny("trainer.max_steps=4"), tmp_path / "first")
+    longer = do(tiny(f"ckpt={RunDirectory(first).checkpoint}"), tmp_path / "longer")
+    whole = do(tiny(), tmp_path / "whole")
+    assert ledger(longer) == ledger(whole) and result(longer)["tokens"] == result(whole)["tokens"]
+    assert result(longer)["exposures"]["missing"] == 0

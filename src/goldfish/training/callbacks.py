@@ -182,29 +182,28 @@ class Saving(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is time, unless Lightning validates first."""
         if not trainer.enable_validation or (batch_idx + 1) % (trainer.val_check_batch or 1):
-            self._save(trainer)
+            self._save(trainer, module)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Save if it is time; the module's val/loss and EarlyStopping's count are those of this validation."""
         if not trainer.sanity_checking and not trainer.should_stop:
-            self._save(trainer)
+            self._save(trainer, module)
 
-    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Save the state that training ended with, after the module's last validation."""
-        if trainer.global_step >= trainer.max_steps:
-            module.on_train_end()  # Lightning calls it after the callbacks'; the second call does nothing
-            trainer.save_checkpoint(self.path, weights_only=False)
+    def _save(self, trainer: pl.Trainer, module: Any) -> None:
+        """Save if it is time. Raise `Interrupted` on all devices, with all saved, if one of them was asked to stop.
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        """Save every `every` steps. Save and raise `Interrupted` on all devices if one of them was asked to stop."""
+        The last step's checkpoint is written before Lightning ends its epoch: a longer run that continues from it would
+        otherwise find the epoch done, and train no further.
+        """
         stop = self.requested()
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if trainer.global_step >= trainer.max_steps:
-            return  # on_train_end saves
-        if stop or trainer.global_step % self.every == 0:
+        is_last = trainer.global_step >= trainer.max_steps
+        if is_last:
+            module.on_train_end()  # the last validation, unless it was just done; Lightning's own call then does nothing
+        if is_last or stop or trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
-        if stop:
+        if stop and not is_last:
             raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
 
 
