@@ -28,9 +28,18 @@ def threads_for(model: PreTrainedModel, tokens: int, most: int, backward: bool =
 
     A weight multiplies once a token, and twice more in the backward pass.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return threads_for_weights(weights_of_a_layer(model), tokens * (3 if backward else 1), most)
+
+
+def weights_of_a_layer(model: PreTrainedModel) -> float:
+    """Return the model's parameters, shared out over its layers; counting them takes longer than a small pass."""
     layers = max(1, getattr(model.config.get_text_config(), "num_hidden_layers", 1))
-    return max(1, min(most, int(parameters / layers * tokens * (3 if backward else 1) / MULTIPLICATIONS)))
+    return sum(parameter.numel() for parameter in model.parameters()) / layers
+
+
+def threads_for_weights(weights: float, tokens: int, most: int) -> int:
+    """Return what `threads_for` does, of a layer of `weights` that each multiply `tokens` times."""
+    return max(1, min(most, int(weights * tokens / MULTIPLICATIONS)))
 
 
 def use_threads(number: int) -> None:

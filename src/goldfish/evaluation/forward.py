@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from goldfish.evaluation.progress import CountTokens
 from goldfish.onednn import LinearLayers
-from goldfish.threads import computing_with, threads_for
+from goldfish.threads import computing_with, threads_for_weights, weights_of_a_layer
 
 Pick = Callable[..., tuple[Tensor, ...]]
 
@@ -43,6 +43,7 @@ class Speaker:
         self.count = count
         self.model, self.base, self._head = model, model.base_model, model.get_output_embeddings()
         self.on_cpu = model.device.type == "cpu"
+        self._weights = weights_of_a_layer(model)  # counted once, not at every token that is decoded
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.apart = False
         if isinstance(self._head, nn.Linear) and self.base is not model:
@@ -75,7 +76,7 @@ class Speaker:
         if not self.on_cpu:
             yield
             return
-        number = threads_for(self.model, tokens, torch.get_num_threads())
+        number = threads_for_weights(self._weights, tokens, torch.get_num_threads())
         with computing_with(number), LinearLayers() if tokens >= _LONG else nullcontext():
             yield
 
