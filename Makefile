@@ -32,8 +32,8 @@ test: .venv/installed-dev         ## the fast suite, in two processes of one thr
 # and on Intel's, OpenBLAS, NumPy. Each ignores names that it does not know.
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
-NUMERIC := $(addprefix tests/,objectives evaluation decoding unlearning training test_linear_loss.py test_goldfish_loss.py \
-	test_onednn.py test_model.py test_integrations.py test_claims.py cli/test_export.py)
+NUMERIC := $(addprefix tests/,objectives losses models evaluation decoding unlearning training jobs integrations test_claims.py \
+	cli/test_export.py)
 test-portable: .venv/installed-dev ## the tests that compute, with the oldest instruction sets that the libraries can be told to use
 	OMP_NUM_THREADS=1 $(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(NUMERIC) -k "not killed" $(PYTEST)
 

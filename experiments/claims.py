@@ -19,9 +19,9 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from goldfish.runs.figures import GREY, headline, legend, looks, style, svg_text, whiskers
-from goldfish.runs.markdown import markdown, put_markdown
-from goldfish.runs.tables import combine, mean_text
+from goldfish.report.figures import GREY, headline, legend, looks, style, svg_text, whiskers
+from goldfish.report.markdown import markdown, put_markdown
+from goldfish.report.tables import combine, mean_text
 
 HERE = Path(__file__).parent
 INJECTED = "greedy.injected.metrics"

@@ -15,8 +15,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from goldfish.evaluation.laws import Law, extracted_documents, fit
 from goldfish.evaluation.statistics import interval
-from goldfish.runs.figures import BLUE, VERMILION, style, svg_text
-from goldfish.runs.markdown import markdown, put_markdown
+from goldfish.report.figures import BLUE, VERMILION, style, svg_text
+from goldfish.report.markdown import markdown, put_markdown
 
 # law -> the column that is varied, and what it is
 LAWS = {

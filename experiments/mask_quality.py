@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 
 from goldfish.data.corpus import Factbook
 from goldfish.data.tokenizer import SEPARATOR
-from goldfish.masks import Hashed, HashTable
-from goldfish.runs.figures import GREY, LOOKS, STYLE
+from goldfish.masks import HashedMask, HashTableMask
+from goldfish.report.figures import GREY, LOOKS, STYLE
 
 LARGEST_BPE = 32_000  # asked for; the text's words are all merged at 29 116 tokens
 
@@ -88,9 +88,9 @@ def first_occurrences(window_NH: Tensor) -> Tensor:
 def fates(strategy: str, k: int, h: int, ids_BT: Tensor) -> Tensor:
     """For each window of h tokens: is the token dropped that it decides?"""
     if strategy == "hashed":  # decides the token after the window, so a row needs one more
-        keep_BT, first = Hashed(k, h)(pad(ids_BT, (0, 1))), h
+        keep_BT, first = HashedMask(k, h)(pad(ids_BT, (0, 1))), h
     else:
-        keep_BT, first = HashTable(k, h)(ids_BT), h - 1
+        keep_BT, first = HashTableMask(k, h)(ids_BT), h - 1
     dropped_BW: Tensor = ~keep_BT[:, first:]
     return dropped_BW
 

@@ -8,9 +8,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from goldfish.cli.train import plain
 from goldfish.config import ConfigError, build, home
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.run import Job
-from goldfish.unlearning.run import UnlearningJob
+from goldfish.jobs.evaluate import EvaluationJob
+from goldfish.jobs.train import Job
+from goldfish.jobs.unlearn import UnlearningJob
 
 JOBS = {"train": Job, "eval": EvaluationJob, "unlearn": UnlearningJob}
 OTHER = {"similarity": "eval", "questions": "unlearn", "unlearning": "unlearn"}  # groups that goldfish-train has not

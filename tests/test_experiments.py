@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from goldfish.cli.dry_run import Plan
 from goldfish.cli.train import plain
 from goldfish.config import ConfigError, build, home
-from goldfish.run import Job, run
+from goldfish.jobs.train import Job, run
 from goldfish.runs.record import RunDirectory
 
 ALL = {path.stem: path.read_text().splitlines() for path in sorted((home() / "experiments").glob("*.yaml"))}

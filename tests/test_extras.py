@@ -9,7 +9,7 @@ import pytest
 from environments import ROOT, TINY_EVALUATION, Environment
 
 from goldfish.data.corpus import Bible, Shakespeare
-from goldfish.smollm2 import INSTALL
+from goldfish.models.smollm2 import INSTALL
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 ROWS = re.findall(r"^\| `(\w+)` \|.*\| `(.+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)

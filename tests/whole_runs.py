@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from safetensors.torch import load_file
 
-from goldfish.run import run
+from goldfish.jobs.train import run
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Interrupted, Saving
 
@@ -54,7 +54,7 @@ def job(run_dir):
     """The process of a run, started."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "goldfish.job", str(run_dir)], env=environment, start_new_session=True
+        [sys.executable, "-m", "goldfish.jobs.process", str(run_dir)], env=environment, start_new_session=True
     )
 
 

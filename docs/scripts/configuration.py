@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import yaml
 
 from goldfish.config import home
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.run import Job
-from goldfish.unlearning.run import UnlearningJob
+from goldfish.jobs.evaluate import EvaluationJob
+from goldfish.jobs.train import Job
+from goldfish.jobs.unlearn import UnlearningJob
 
 CONF = home() / "conf"
 COMMANDS = {  # file of conf/ -> the command that reads it, and the class that its top level is checked against

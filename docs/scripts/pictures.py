@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 
 from goldfish.config import home
 from goldfish.data.injection import Plan
-from goldfish.masks import Hashed, Random, Static
-from goldfish.runs.figures import BLUE, GREEN, GREY, INK, PAGE, VERMILION, headline, style, svg_text
+from goldfish.masks import HashedMask, RandomMask, StaticMask
+from goldfish.report.figures import BLUE, GREEN, GREY, INK, PAGE, VERMILION, headline, style, svg_text
 
 FOLDER = home() / "docs" / "concepts"
 PASSAGE = ["the", "old", "clock", "in", "the", "tower", "rang", "twice", "before", "the", "storm", "broke"]
@@ -51,9 +51,9 @@ def mask(figure: Figure) -> None:
     """Two repeats of one passage at shifted places, under three masks."""
     axes = blank(figure, 22.6, 9.9)
     masks: list[tuple[str, Any]] = [
-        ("static, k = 3", Static(k=3)),
-        ("random, k = 3", Random(k=3, seed=8)),
-        ("hashed, k = 3, h = 3", Hashed(k=3, h=3, seed=8)),
+        ("static, k = 3", StaticMask(k=3)),
+        ("random, k = 3", RandomMask(k=3, seed=8)),
+        ("hashed, k = 3, h = 3", HashedMask(k=3, h=3, seed=8)),
     ]
     for index, (name, rule) in enumerate(masks):
         top = 0.5 + 3.2 * index
@@ -119,7 +119,7 @@ def control(figure: Figure) -> None:
     plan = Plan(8, 12, 6, [2, 2], seed=1)
     axes = figure.subplots(2, 3, height_ratios=[1.5, 1], sharex="row", sharey="row")
     ids_NT = torch.tensor([[SEPARATOR, *ids_of(PASSAGE[:6])], [SEPARATOR, *ids_of(PASSAGE[6:])]])
-    keep_NT = Hashed(k=4, h=2, seed=2)(ids_NT, boundary_id=SEPARATOR)[:, 1:]
+    keep_NT = HashedMask(k=4, h=2, seed=2)(ids_NT, boundary_id=SEPARATOR)[:, 1:]
     for column, (arm, name) in enumerate(
         [("standard", "arm: standard loss"), ("k4", "arm: goldfish, k = 4"), ("control", "control")]
     ):

@@ -4,4 +4,4 @@
 set -euo pipefail
 run_dir=$(goldfish-train --freeze strategy=ddp strategy.num_nodes="$NODES" strategy.devices="$DEVICES" "$@")
 torchrun --nnodes "$NODES" --node-rank "$NODE" --nproc-per-node "$DEVICES" --master-addr "$MAIN" --master-port 29500 \
-    -m goldfish.job "$run_dir"
+    -m goldfish.jobs.process "$run_dir"

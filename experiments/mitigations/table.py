@@ -14,10 +14,10 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import LlamaConfig
 
-from goldfish.estimate import flops_per_token
-from goldfish.runs.figures import GREY, INK, label, style, svg_text
-from goldfish.runs.markdown import markdown, put_markdown
-from goldfish.runs.tables import mean_text
+from goldfish.models.estimate import flops_per_token
+from goldfish.report.figures import GREY, INK, label, style, svg_text
+from goldfish.report.markdown import markdown, put_markdown
+from goldfish.report.tables import mean_text
 
 HERE = Path(__file__).parent
 SHOWN = {

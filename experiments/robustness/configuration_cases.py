@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 from hydra import compose, initialize_config_dir
 from hypothesis import strategies as st
 
-from goldfish.checks import BOUNDS, is_plain, typed
 from goldfish.cli.train import plain
-from goldfish.config import _resolve, home
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.run import Job
-from goldfish.unlearning.run import UnlearningJob
+from goldfish.config import home
+from goldfish.config.build import resolve_class
+from goldfish.config.checks import BOUNDS, is_plain, typed
+from goldfish.jobs.evaluate import EvaluationJob
+from goldfish.jobs.train import Job
+from goldfish.jobs.unlearn import UnlearningJob
 
 SMALL_MODEL = ["model.hidden_size=16", "model.layers=1", "model.heads=2", "model.intermediate_size=32"]
 TRAIN = [
@@ -54,7 +55,7 @@ UNLEARN = [
 ]
 EVALUATE = ["run=run", "evaluation.prefix_tokens=8", "evaluation.suffix_tokens=4"]
 PARTS = {"train": (Job, TRAIN), "eval": (EvaluationJob, EVALUATE), "unlearn": (UnlearningJob, UNLEARN)}
-# Files of conf/ that a case may choose; the others need text, weights or packages, and are tried in tests/test_config.py.
+# Files of conf/ that a case may choose; the others need text, weights or packages, and are tried in tests/config/test_build.py.
 GROUPS = {
     "train": ["mask", "objective", "optimizer", "schedule", "strategy", "data/injection"],
     "eval": ["strategy"],
@@ -124,14 +125,14 @@ def keys(cls: type, node: dict[str, Any], path: str = "") -> Iterator[tuple[str,
         if name != "_target_":
             yield f"{path}{name}", hints.get(name, Any)
         if isinstance(value, dict) and "_target_" in value:
-            yield from keys(_resolve(value["_target_"]), value, f"{path}{name}.")
+            yield from keys(resolve_class(value["_target_"]), value, f"{path}{name}.")
 
 
 def values(hint: Any) -> list[Any]:
     """What is tried in the place of a value of this type: of the type, mostly; see also OTHERS."""
     origin, parts = get_origin(hint), get_args(hint)
     if not is_plain(hint):
-        return [{"_target_": "goldfish.masks.Static"}, {"_target_": "os.system"}, {"_target_": 3}, {"a": 1}]
+        return [{"_target_": "goldfish.masks.StaticMask"}, {"_target_": "os.system"}, {"_target_": 3}, {"a": 1}]
     if origin is Annotated:
         limits = [getattr(bound, BOUNDS[type(bound)][1]) for bound in parts[1:]]
         steps = [-1, 0, 1, 2, 5] if parts[0] is int else [-1e-6, 0, 1e-6, 0.25]

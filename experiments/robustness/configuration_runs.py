@@ -15,11 +15,11 @@ from goldfish.cli import evaluate
 from goldfish.cli.errors import in_words
 from goldfish.cli.train import folder_of
 from goldfish.config import ConfigError, build
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.run import run as train
+from goldfish.jobs.evaluate import EvaluationJob
+from goldfish.jobs.train import run as train
+from goldfish.jobs.unlearn import UnlearningJob
+from goldfish.jobs.unlearn import run as unlearn
 from goldfish.runs.record import RunDirectory, RunDirectoryError
-from goldfish.unlearning.run import UnlearningJob
-from goldfish.unlearning.run import run as unlearn
 
 MOST_WORK = 30_000  # tokens that a case may train on and decode, else it is built and not run
 WHOLE = ("config.yaml", "summary.json", "metrics.csv", "exposures.csv", "documents.jsonl", "data.json", "model")

@@ -3,7 +3,7 @@
 python experiments/robustness/configurations.py --examples 1000 --seed 0    (writes configurations.csv beside itself)
 
 A case is built and, if it is accepted, run: two steps of a tiny model, its evaluation included. It runs in a worker
-process, 60 seconds; a worker that dies or hangs is a fault, and a new one goes on. tests/test_configurations.py tries 40.
+process, 60 seconds; a worker that dies or hangs is a fault, and a new one goes on. tests/config/test_configurations.py tries 40.
 """
 
 import argparse

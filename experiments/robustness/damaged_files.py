@@ -1,4 +1,4 @@
-"""Ways to damage a file or a folder, each a function of a random generator: what `files.py` and tests/test_files.py try."""
+"""Ways to damage a file or a folder, each a function of a random generator: what `files.py` and tests/tools/test_files.py try."""
 
 import json
 import os

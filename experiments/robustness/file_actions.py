@@ -87,9 +87,9 @@ def read_dataset() -> Any:
 
 
 def _prepared(*overrides: str) -> Any:
-    from goldfish.data.datamodule import InjectedData
+    from goldfish.data.datamodule import InjectionDataModule
 
-    data = build(InjectedData, composed("train", *TINY, *overrides)["data"])
+    data = build(InjectionDataModule, composed("train", *TINY, *overrides)["data"])
     prepared = data.prepare()
     data.rows().__getitems__([0])
     streams = (prepared.background, prepared.background_starts, prepared.validation)
@@ -137,9 +137,9 @@ def _tokens(kind: str, *overrides: str) -> Any:
     given = dict(one.split("=", 1) for one in overrides)
     target = {"token_file": "TokenFile", "megatron": "Megatron"}[kind]
     config["corpus"] = {"_target_": f"goldfish.data.corpus.{target}", **given, "separator": int(given["separator"])}
-    from goldfish.data.datamodule import InjectedData
+    from goldfish.data.datamodule import InjectionDataModule
 
-    return build(InjectedData, config).prepare().documents
+    return build(InjectionDataModule, config).prepare().documents
 
 
 def _evaluate(*overrides: str) -> Any:
@@ -173,7 +173,7 @@ def continue_evaluation() -> Any:
 
 def pretrained() -> Any:
     from goldfish.data.tokenizer import Pretrained, separator_id
-    from goldfish.model import LlamaFromPretrained
+    from goldfish.models.llama import LlamaFromPretrained
 
     tokenizer = Pretrained("hf_model").build([])
     model = LlamaFromPretrained("hf_model")(len(tokenizer), separator_id(tokenizer), 0)
@@ -183,7 +183,7 @@ def pretrained() -> Any:
 def resume() -> Any:
     from safetensors.torch import load_file
 
-    from goldfish.run import run
+    from goldfish.jobs.train import run
     from goldfish.runs.record import RunDirectory
 
     folder = Path("stopped_run")
@@ -260,7 +260,7 @@ def show() -> Any:
     from goldfish.runs.launch import log_tail
     from goldfish.runs.record import RunDirectory
     from goldfish.runs.watch import Watch
-    from goldfish.terminal import Console
+    from goldfish.tools.terminal import Console
 
     console = Console()
     watch = Watch({Path("nowhere"): "nowhere"}, console, 0)

@@ -1,7 +1,7 @@
 """Every file that a command reads, the command that reads it, and what may come of it when the file is damaged.
 
 Allowed: the command ends well (with the same result, where a copy or a checksum is there to give it), or with one message
-that names the file. Used by `files.py` and tests/test_files.py.
+that names the file. Used by `files.py` and tests/tools/test_files.py.
 """
 
 import hashlib

@@ -79,7 +79,7 @@ def _tables(paragraphs: list[str]) -> None:
 
 
 def _runs(train_config: Any) -> None:
-    from goldfish.run import run
+    from goldfish.jobs.train import run
     from goldfish.runs.record import RunDirectory
     from goldfish.training.callbacks import Interrupted
 
@@ -128,7 +128,7 @@ def _folders() -> None:
 
 def _tokens() -> None:
     """The texts as token files with separator 0: nanoGPT's, Megatron's, and an index of another Megatron file."""
-    from goldfish.pretrained import load_tokenizer
+    from goldfish.models.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer("hf_model")
     paragraphs = [one for name in "abc" for one in Path(f"texts/{name}.txt").read_text().split("\n\n")]
@@ -181,7 +181,7 @@ def _evaluation() -> None:
 
 def _filter() -> None:
     from goldfish.decoding import NgramFilter
-    from goldfish.pretrained import load_tokenizer
+    from goldfish.models.pretrained import load_tokenizer
 
     stream = np.fromfile("tokens.bin", dtype=np.uint16)
     NgramFilter.build(lambda: [stream], load_tokenizer("hf_model"), ngram=3, min_count=2).save(Path("ngram_filter"))

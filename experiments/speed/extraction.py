@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from goldfish.evaluation.decoding import forced, greedy
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 DOCUMENTS, PREFIX, VOCABULARY, SEPARATOR = 64, 64, 2048, 0
 ALONE = 8  # documents that are generated one at a time; their time counts for all of them

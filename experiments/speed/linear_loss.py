@@ -25,8 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import torch.nn.functional as F
 
-from goldfish.linear_loss import goldfish_loss
-from goldfish.model import LlamaFromConfig
+from goldfish.losses.linear_loss import goldfish_loss
+from goldfish.models.llama import LlamaFromConfig
 
 ROWS, TOKENS = 8, 512
 REFERENCE, OURS = "transformers", "goldfish"

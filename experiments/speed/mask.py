@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from goldfish.masks import Hashed
+from goldfish.masks import HashedMask
 from goldfish.masks.hash_table import TABLE_SEED, TABLE_SIZE
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.objectives.next_token import NextToken, target_count
 from goldfish.training.optimizers import Muon
 
@@ -44,7 +44,7 @@ def main() -> None:
 def measure(pairs: int, repeats: int) -> pd.DataFrame:
     """One row a ratio A / B, with the median milliseconds of A and of B."""
     ids_BT = torch.randint(0, 32_000, (64, 4096), generator=torch.Generator().manual_seed(0))
-    h13, h50, shorter = Hashed(4, 13), Hashed(4, 50), Hashed(4, 13, first_tokens="shorter")
+    h13, h50, shorter = HashedMask(4, 13), HashedMask(4, 50), HashedMask(4, 13, first_tokens="shorter")
     small_BT, step, mask_of_step = quickstart_step()
     comparisons: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "released / ours, h=13": (lambda: released(ids_BT, 13), lambda: h13(ids_BT)),
@@ -91,10 +91,10 @@ def released(ids_BT: Tensor, h: int, k: int = 4) -> Tensor:
     return hashed_keys < 1 / k
 
 
-def quickstart_step() -> tuple[Tensor, Callable[[], None], Hashed]:
+def quickstart_step() -> tuple[Tensor, Callable[[], None], HashedMask]:
     """Ids, one training step (mask, forward, backward, clip, optimizer) and mask of `experiments=quickstart`."""
     model = LlamaFromConfig(hidden_size=128, layers=2, heads=4, intermediate_size=320)(2048, separator_id=0, seed=0)
-    optimizer, objective, mask = Muon(lr=0.02, adamw_lr=0.01)(model), NextToken(), Hashed(4, 13)
+    optimizer, objective, mask = Muon(lr=0.02, adamw_lr=0.01)(model), NextToken(), HashedMask(4, 13)
     ids_BT = torch.randint(0, 2048, (2, 256), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:

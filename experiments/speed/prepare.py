@@ -19,7 +19,7 @@ from typing import Any
 from linear_loss import in_fresh_process, memory, write
 
 from goldfish.data.corpus import Docstrings, JsonLines
-from goldfish.data.datamodule import InjectedData
+from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.injection import Injection
 from goldfish.data.packing import prepare
 from goldfish.data.tokenizer import TrainedBPE
@@ -87,7 +87,7 @@ def measure(text: str, cache_dir: str) -> dict[str, Any]:
 
 def loader(text: str, cache_dir: str, workers: int) -> float:
     """Tokens per second of the quickstart's loader alone."""
-    data = InjectedData(
+    data = InjectionDataModule(
         JsonLines(text, group="group"),
         TrainedBPE(),
         Injection(),

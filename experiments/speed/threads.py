@@ -20,10 +20,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from goldfish.evaluation.decoding import forced, greedy
-from goldfish.masks import Hashed
-from goldfish.model import LlamaFromConfig, count_parameters
+from goldfish.masks import HashedMask
+from goldfish.models.llama import LlamaFromConfig, count_parameters
 from goldfish.objectives.next_token import NextToken
-from goldfish.threads import cores, threads_for
+from goldfish.tools.threads import cores, threads_for
 from goldfish.training.optimizers import AdamW, Muon
 
 # name: vocabulary, settings of conf/model/NAME.yaml
@@ -41,7 +41,7 @@ def training(name: str, rows: int) -> Callable[[], object]:
     """A call that does one training step on `rows` rows."""
     model = model_of(name).train()
     optimizer = (AdamW() if name == "smollm2_135m" else Muon())(model)
-    ids, mask, objective = random_ids(name, rows, LENGTH), Hashed(), NextToken()
+    ids, mask, objective = random_ids(name, rows, LENGTH), HashedMask(), NextToken()
 
     def step() -> None:
         (objective(model, ids, mask(ids)) / ids.numel()).backward()

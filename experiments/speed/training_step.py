@@ -20,9 +20,9 @@ import torch
 from linear_loss import OURS, REFERENCE, Step, in_fresh_process, paired, peak, seconds, write
 from torch.utils.data import DataLoader
 
-from goldfish.linear_loss import goldfish_loss
-from goldfish.masks import Hashed
-from goldfish.model import LlamaFromConfig, count_parameters
+from goldfish.losses.linear_loss import goldfish_loss
+from goldfish.masks import HashedMask
+from goldfish.models.llama import LlamaFromConfig, count_parameters
 from goldfish.objectives import NextToken
 from goldfish.training.loggers import Loggers
 from goldfish.training.module import GoldfishModule
@@ -45,7 +45,7 @@ def training_step(path: str, size: str, dtype: torch.dtype, k: int | None) -> St
     """A call that does one training step of the path."""
     model = LlamaFromConfig(**SIZES[size][0])(SIZES[size][1], SEPARATOR, seed=0).to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    ids, mask = random_rows(size), Hashed(k=k)
+    ids, mask = random_rows(size), HashedMask(k=k)
 
     def step() -> None:
         if path == REFERENCE:
@@ -119,7 +119,7 @@ def measure_logging(threads: int, pairs: int, log_every: int = 10) -> list[dict[
         count = 2 * (pairs if size == "32k" else 10 * pairs) + 2
         module = GoldfishModule(
             model,
-            Hashed(k=4),
+            HashedMask(k=4),
             NextToken(),
             optimizer=lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4),
             schedule=Constant(),

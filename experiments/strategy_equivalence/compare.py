@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from goldfish.runs.figures import looks, style, svg_text
-from goldfish.runs.markdown import markdown, put_markdown
+from goldfish.report.figures import looks, style, svg_text
+from goldfish.report.markdown import markdown, put_markdown
 
 HERE = Path(__file__).parent
 LOSSES = ("train/loss_kept", "train/loss_dropped", "val/loss")

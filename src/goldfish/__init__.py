@@ -6,7 +6,7 @@ Two functions serve any training loop: `goldfish_mask` (which tokens keep their 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from goldfish.linear_loss import goldfish_loss
+    from goldfish.losses.linear_loss import goldfish_loss
     from goldfish.masks import goldfish_mask
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return goldfish_mask
     if name == "goldfish_loss":
-        from goldfish.linear_loss import goldfish_loss
+        from goldfish.losses.linear_loss import goldfish_loss
 
         return goldfish_loss
     raise AttributeError(f"module 'goldfish' has no attribute {name!r}")

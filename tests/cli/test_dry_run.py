@@ -7,7 +7,7 @@ from conftest import TINY
 
 from goldfish.cli.dry_run import Plan, of_run, of_sweep
 from goldfish.config import ConfigError
-from goldfish.run import run
+from goldfish.jobs.train import run
 from goldfish.runs.record import RunDirectory
 
 

@@ -9,7 +9,7 @@ from conftest import TINY
 from pyarrow import parquet
 
 from goldfish.evaluation.extraction import Extraction
-from goldfish.evaluation.job import EvaluationJob
+from goldfish.jobs.evaluate import EvaluationJob
 from goldfish.training.strategies import Strategy
 
 
@@ -19,7 +19,7 @@ def finished(tmp_path_factory, cache):
 
     from goldfish.cli.train import plain
     from goldfish.config import home
-    from goldfish.run import run
+    from goldfish.jobs.train import run
     from goldfish.runs.record import RunDirectory
 
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):

@@ -13,9 +13,9 @@ from whole_runs import do, stopped_after
 from goldfish.cli.dry_run import Plan
 from goldfish.cli.export import main
 from goldfish.config import build
-from goldfish.estimate import empty, optimizer_bytes
-from goldfish.model import LlamaFromPretrained
-from goldfish.run import Job, run
+from goldfish.jobs.train import Job, run
+from goldfish.models.estimate import empty, optimizer_bytes
+from goldfish.models.llama import LlamaFromPretrained
 from goldfish.runs.record import RunDirectory
 
 
@@ -93,7 +93,7 @@ def test_a_sharded_checkpoint_is_exported(tiny, tmp_path):
     sharded = ["strategy=fsdp2", "strategy.accelerator=cpu", "strategy.devices=2", "strategy.checkpoints=sharded"]
     config, run_dir = tiny(*sharded, "optimizer=adamw"), tmp_path / "run"
     RunDirectory(run_dir).claim(config)
-    subprocess.run([sys.executable, "-m", "goldfish.job", str(run_dir)], check=True, timeout=240)
+    subprocess.run([sys.executable, "-m", "goldfish.jobs.process", str(run_dir)], check=True, timeout=240)
     checkpoint = RunDirectory(run_dir).checkpoint
     assert checkpoint.is_dir()
     assert main([str(checkpoint), str(tmp_path / "out")]) == 0

@@ -34,4 +34,4 @@ train.main()
 
 @pytest.mark.slow
 def test_the_job_loads_no_tables_before_its_first_step():
-    assert not loaded(f"import goldfish.run; {MODULES}") & {"pandas", "pyarrow", "datasets", "tensorboard"}
+    assert not loaded(f"import goldfish.jobs.train; {MODULES}") & {"pandas", "pyarrow", "datasets", "tensorboard"}

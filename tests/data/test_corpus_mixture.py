@@ -190,7 +190,7 @@ def test_settings_of_deduplication_out_of_range_are_refused(monkeypatch):
         Deduplicated(Texts(), "exact", threshold=0)
     with pytest.raises(ValueError, match=r"threshold=0\.99: .* for equal documents, kind='exact'"):
         Deduplicated(Texts(), "near", threshold=0.99)
-    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("goldfish.tools.extras.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r'deduplicate=near needs .* \(datasketch\); type: pip install "goldfish\[corpora'
     ):

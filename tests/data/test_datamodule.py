@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from goldfish.data.corpus import Factbook
-from goldfish.data.datamodule import InjectedData, _Steps
+from goldfish.data.datamodule import InjectionDataModule, _Steps
 from goldfish.data.injection import Injection
 from goldfish.data.tokenizer import TrainedBPE
-from goldfish.masks import Hashed
+from goldfish.masks import HashedMask
 
 
 def make(cache, **settings):
     arguments = dict(sequence_length=64, batch_size=4, tokens=2560, cache_dir=str(cache))
     injection = dict(documents=2, never_seen=2, repeats=4, document_tokens=32) | settings.pop("injection", {})
-    data = InjectedData(Factbook(), TrainedBPE(512), Injection(**injection), **(arguments | settings))
+    data = InjectionDataModule(Factbook(), TrainedBPE(512), Injection(**injection), **(arguments | settings))
     data.prepare()
     return data
 
@@ -81,7 +81,7 @@ def test_injected_documents_are_spelled_as_the_corpus_is(cache, tmp_path):
 @pytest.mark.parametrize("k", [None, 4, 2])
 def test_a_run_is_as_long_as_its_supervised_tokens_ask_for(cache, k):
     data = make(cache, tokens=None, max_supervised_tokens=4000)
-    mask = Hashed(k, h=3)
+    mask = HashedMask(k, h=3)
     data.meet_budget(mask)
     batch = data.rows().__getitems__(range(data.plan.rows))
     kept = mask(batch["ids"], boundary_id=data.prepared.separator)[:, 1:].sum().item()

@@ -125,8 +125,8 @@ def test_the_cache_is_used_again_and_a_changed_text_is_not_mistaken_for_the_old(
         (folder / f"{index}.txt").write_text(f"{index} " + " ".join(f"word{index * 100 + i}" for i in range(60)))
     injection = Injection(documents=1, never_seen=1, document_tokens=20)
     said: list[str] = []
-    say = lambda message, **numbers: said.append(message)  # noqa: E731
-    ask = lambda: prepare(TextFiles(str(folder)), BPE, injection, 0.1, tmp_path / "cache", say)  # noqa: E731
+    on_progress = lambda message, **numbers: said.append(message)  # noqa: E731
+    ask = lambda: prepare(TextFiles(str(folder)), BPE, injection, 0.1, tmp_path / "cache", on_progress)  # noqa: E731
     first = ask()
     count = len(said)
     assert count > 0 and len(ask().background) == len(first.background) and len(said) == count

@@ -14,7 +14,7 @@ from goldfish.data.tokenizer import TrainedBPE
 from goldfish.decoding import MemFree, NgramFilter, Refuse, memfree
 from goldfish.decoding.memfree import pieces
 from goldfish.evaluation.decoding import beam, greedy, sample
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 VOCABULARY, SUFFIX = 300, 24
 

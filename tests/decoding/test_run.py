@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from goldfish.config import build, home
-from goldfish.data.datamodule import InjectedData
-from goldfish.evaluation.engine import work
-from goldfish.evaluation.job import EvaluationJob
-from goldfish.run import run
+from goldfish.data.datamodule import InjectionDataModule
+from goldfish.evaluation.engine import evaluate_parts
+from goldfish.jobs.evaluate import EvaluationJob
+from goldfish.jobs.train import run
 from goldfish.runs.record import RunDirectory
 
 
@@ -55,17 +55,17 @@ def test_no_frequent_ngram_of_the_training_rows_is_completed(finished, tmp_path)
     ways = ["greedy", "memfree", "memfree_sample", "memfree_beam"]
     few = ["evaluation.samples=3", "evaluation.beams=3", "evaluation.memfree.min_count=4", "evaluation.memfree.ngram=3"]
     asked = job(f"run={finished}", f"evaluation.decoding=[{','.join(ways)}]", *few, f"out={tmp_path}")
-    subject = asked.load()
-    learn_by_heart(subject.model, [document.ids for document in subject.documents])
-    data = build(InjectedData, RunDirectory(finished).config()["data"])
+    target = asked.load()
+    learn_by_heart(target.model, [document.ids for document in target.documents])
+    data = build(InjectionDataModule, RunDirectory(finished).config()["data"])
     data.prepare()
     trained = data.rows().__getitems__(range(40))["ids"].tolist()
     counts = Counter(gram for ids in trained for gram in zip(ids, ids[1:], ids[2:], strict=False))
     banned = {gram for gram, count in counts.items() if count >= 4}
-    assert subject.ngrams.header["ngrams"] == len(banned) and subject.ngrams.header["counted"] == counts.total()
-    assert subject.ngrams.header["source"] == "Factbook with injections, 40 rows of 64 tokens"
-    rows, _ = work(subject, asked.evaluation)
-    ids = {document.id: document.ids for document in subject.documents}
+    assert target.ngrams.header["ngrams"] == len(banned) and target.ngrams.header["counted"] == counts.total()
+    assert target.ngrams.header["source"] == "Factbook with injections, 40 rows of 64 tokens"
+    rows, _ = evaluate_parts(target, asked.evaluation)
+    ids = {document.id: document.ids for document in target.documents}
     completed = dict.fromkeys(ways, 0)
     for row in rows:
         text = [*ids[row["document"]][14:16], *row["generated_ids"]]

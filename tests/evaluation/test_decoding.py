@@ -17,7 +17,7 @@ from transformers import (
 
 from goldfish.evaluation.decoding import _statistics, beam, forced, greedy, sample
 from goldfish.evaluation.forward import argmax
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 VOCABULARY = 50
 

@@ -11,7 +11,7 @@ from goldfish.data.datamodule import validation_rows
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import TrainedBPE, encode, separator_id
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 VOCABULARY = 60
 

@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from goldfish.evaluation.decoding import forced, sample
 from goldfish.evaluation.scheme import Scheme
 from goldfish.evaluation.statistics import discoverable_curve
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 VOCABULARY = 40
 

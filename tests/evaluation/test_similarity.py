@@ -134,7 +134,7 @@ def test_opposite_tokens_have_no_f1():
 @pytest.mark.parametrize("broken", ["package", "folder", "batch_size", "lengths"])
 def test_what_is_missing_or_wrong_is_named(folder, tmp_path, monkeypatch, broken):
     if broken == "package":
-        spec = "goldfish.extras.find_spec"
+        spec = "goldfish.tools.extras.find_spec"
         monkeypatch.setattr(spec, lambda name: None if name == PACKAGE else find_spec(name))
         with pytest.raises(ValueError, match=rf'installed \({PACKAGE}\); type: pip install "goldfish\[similarity\]"'):
             Similarity()

@@ -11,7 +11,7 @@ import torch
 from goldfish.data.tokenizer import TrainedBPE, encode
 from goldfish.evaluation.similarity import PACKAGE
 from goldfish.evaluation.utility import harness, mauve
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 with_harness = pytest.mark.skipif(not find_spec("lm_eval"), reason="needs lm-eval (the extra 'benchmarks')")
 with_mauve = pytest.mark.skipif(not find_spec("mauve"), reason="needs mauve-text (the extra 'mauve')")
@@ -152,7 +152,7 @@ def test_what_the_harness_cannot_run_is_named(model, tasks, without_its_own, mon
     ):
         with pytest.raises(ValueError, match=wanted):
             harness(*arguments)
-    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("goldfish.tools.extras.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r'benchmarks needs .* \(lm_eval, accelerate\); type: pip install "goldfish\[ben'
     ):

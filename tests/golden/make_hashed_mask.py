@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from goldfish.masks import Hashed
+from goldfish.masks import HashedMask
 
 IDS = [
     [1, 5, 6, 7, 8, 9, 10, 11, 5, 6, 7, 8, 9, 10, 11, 0, 0, 0, 0, 0, 1, 5, 6, 7, 8, 9, 10, 127999, 2147483647, 3],
@@ -30,11 +30,11 @@ def main() -> None:
     cases = []
     for settings in SETTINGS:
         for boundary_id in (None, 1):
-            keep = Hashed(**settings)(torch.tensor(IDS), boundary_id=boundary_id)
+            keep = HashedMask(**settings)(torch.tensor(IDS), boundary_id=boundary_id)
             rows = ["".join(map(str, row)) for row in keep.int().tolist()]
             cases.append({"settings": settings, "boundary_id": boundary_id, "ids": IDS, "keep": rows})
     i = torch.arange(64 * 4096).reshape(64, 4096)
-    keep = Hashed(k=4, h=13)(i * (i + 2_654_435_761) // 1009 % 32000)
+    keep = HashedMask(k=4, h=13)(i * (i + 2_654_435_761) // 1009 % 32000)
     big = {
         "settings": {"k": 4, "h": 13},
         "shape": [64, 4096],

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goldfish.masks import STRATEGIES, Hashed, HashTable, Random, Static, goldfish_mask
+from goldfish.masks import STRATEGIES, HashedMask, HashTableMask, RandomMask, StaticMask, goldfish_mask
 from goldfish.masks.hashing import signed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official_hash_table.json"
@@ -63,17 +63,17 @@ def slow_hashed(
     dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
 )
 def test_the_hashed_mask_equals_its_definition_token_by_token(ids, k, h, seed, context, first, boundary, exempt, dtype):
-    fast = Hashed(k, h, seed, context, first, exempt)(torch.tensor([ids], dtype=dtype), boundary_id=boundary)
+    fast = HashedMask(k, h, seed, context, first, exempt)(torch.tensor([ids], dtype=dtype), boundary_id=boundary)
     assert fast[0].tolist() == slow_hashed(ids, k, h, seed, context, first, boundary, exempt)
 
 
 def test_the_hashed_mask_never_changes_between_versions():
     golden = json.loads(HASHED_GOLDEN.read_text())
     for case in golden["cases"]:
-        keep = Hashed(**case["settings"])(torch.tensor(case["ids"]), boundary_id=case["boundary_id"])
+        keep = HashedMask(**case["settings"])(torch.tensor(case["ids"]), boundary_id=case["boundary_id"])
         assert ["".join(map(str, row)) for row in keep.int().tolist()] == case["keep"], case["settings"]
     big = golden["big"]
-    keep = Hashed(**big["settings"])(golden_ids(*big["shape"], big["vocabulary"]))
+    keep = HashedMask(**big["settings"])(golden_ids(*big["shape"], big["vocabulary"]))
     assert hashlib.sha256(bytes(keep.flatten().tolist())).hexdigest() == big["sha256_of_keep_bytes"]
 
 
@@ -97,7 +97,7 @@ def test_the_same_context_has_the_same_fate_at_any_offset_and_in_any_row(seed, s
     rows = torch.randint(0, 50, (3, 60), generator=generator)
     rows[0, 5:35] = text
     rows[2, 5 + shift : 35 + shift] = text
-    keep = Hashed(k=3, h=h)(rows)
+    keep = HashedMask(k=3, h=h)(rows)
     assert torch.equal(keep[0, 5 + h : 35], keep[2, 5 + h + shift : 35 + shift])
 
 
@@ -110,14 +110,14 @@ def test_a_document_has_the_same_fates_whatever_stands_before_it(boundary):
         row[9] = boundary
         row[10:30] = document
     for first in ("keep", "shorter"):
-        keep = Hashed(k=2, h=6, first_tokens=first)(rows, boundary_id=boundary)
+        keep = HashedMask(k=2, h=6, first_tokens=first)(rows, boundary_id=boundary)
         assert torch.equal(keep[0, 9:30], keep[1, 9:30])
 
 
 def kept(text: str, documents: str, **settings) -> str:
     """The mask of a picture: letters are tokens, `documents` marks with | where a document starts."""
     ids = torch.tensor([[ord(letter) for letter in text]])
-    keep = Hashed(k=2, **settings)(ids, boundary_id=ord(documents))
+    keep = HashedMask(k=2, **settings)(ids, boundary_id=ord(documents))
     return "".join("10"[not flag] for flag in keep[0])
 
 
@@ -157,27 +157,27 @@ def test_inclusive_windows_see_the_decided_token_and_preceding_ones_do_not():
     ids = torch.randint(0, 1000, (4000, 13))
     other = ids.clone()
     other[:, 12] = (ids[:, 12] + 1) % 1000
-    assert torch.equal(Hashed(4, 12)(ids)[:, 12], Hashed(4, 12)(other)[:, 12])
+    assert torch.equal(HashedMask(4, 12)(ids)[:, 12], HashedMask(4, 12)(other)[:, 12])
     assert not torch.equal(
-        Hashed(4, 12, context="inclusive")(ids)[:, 12], Hashed(4, 12, context="inclusive")(other)[:, 12]
+        HashedMask(4, 12, context="inclusive")(ids)[:, 12], HashedMask(4, 12, context="inclusive")(other)[:, 12]
     )
 
 
 def test_exempt_tokens_keep_their_loss_and_change_no_other_token_s_fate():
     ids = torch.randint(0, 20, (50, 200))
-    plain, exempt = Hashed(k=2, h=5)(ids), Hashed(k=2, h=5, exempt_ids=[0, 7])(ids)
+    plain, exempt = HashedMask(k=2, h=5)(ids), HashedMask(k=2, h=5, exempt_ids=[0, 7])(ids)
     special = (ids == 0) | (ids == 7)
     assert exempt[special].all()
     assert not plain[special].all()
     assert torch.equal(exempt[~special], plain[~special])
-    assert torch.equal(Hashed(k=2, h=5, exempt_ids=[])(ids), plain)
+    assert torch.equal(HashedMask(k=2, h=5, exempt_ids=[])(ids), plain)
 
 
 def test_the_order_of_the_context_matters():
     ids = torch.randint(0, 1000, (4000, 14))
     swapped = ids.clone()
     swapped[:, [3, 8]] = ids[:, [8, 3]]
-    changed = (Hashed(4, 13)(ids)[:, 13] != Hashed(4, 13)(swapped)[:, 13]).float().mean()
+    changed = (HashedMask(4, 13)(ids)[:, 13] != HashedMask(4, 13)(swapped)[:, 13]).float().mean()
     assert abs(changed - 2 / 4 * 3 / 4) < 4 * (0.375 * 0.625 / 4000) ** 0.5
 
 
@@ -192,23 +192,24 @@ def test_one_token_in_k_is_dropped(strategy, k):
 
 def test_another_seed_gives_an_independent_mask():
     ids = torch.randint(0, 32000, (100, 1013))
-    one, two = (~Hashed(4, 13, seed)(ids)[:, 13:] for seed in (0, 1))
+    one, two = (~HashedMask(4, 13, seed)(ids)[:, 13:] for seed in (0, 1))
     assert abs((one & two).float().mean() - 1 / 16) < 4 * (1 / 16 * 15 / 16 / one.numel()) ** 0.5
 
 
 def test_static_drops_every_kth_position():
     assert (
-        Static(k=3)(torch.zeros(2, 7, dtype=torch.int64)).tolist() == [[True, True, False, True, True, False, True]] * 2
+        StaticMask(k=3)(torch.zeros(2, 7, dtype=torch.int64)).tolist()
+        == [[True, True, False, True, True, False, True]] * 2
     )
 
 
 def test_random_draws_anew_at_every_visit_and_repeats_within_one():
     ids, visits = torch.zeros(2, 500, dtype=torch.int64), torch.tensor([7, 8])
-    keep = Random(k=2)(ids, visit_B=visits)
-    assert torch.equal(keep, Random(k=2)(ids, visit_B=visits))
+    keep = RandomMask(k=2)(ids, visit_B=visits)
+    assert torch.equal(keep, RandomMask(k=2)(ids, visit_B=visits))
     assert not torch.equal(keep[0], keep[1])
-    assert torch.equal(Random(k=2)(ids[:1], visit_B=visits[1:])[0], keep[1])
-    assert not torch.equal(keep, Random(k=2, seed=1)(ids, visit_B=visits))
+    assert torch.equal(RandomMask(k=2)(ids[:1], visit_B=visits[1:])[0], keep[1])
+    assert not torch.equal(keep, RandomMask(k=2, seed=1)(ids, visit_B=visits))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -217,14 +218,14 @@ def test_k_none_keeps_every_token(strategy):
 
 
 @pytest.mark.parametrize("k", [1, 0, -3, 2.5, True])
-@pytest.mark.parametrize("mask", [Hashed, Static, Random, HashTable])
+@pytest.mark.parametrize("mask", [HashedMask, StaticMask, RandomMask, HashTableMask])
 def test_a_k_that_is_no_drop_rate_is_refused_with_what_is_allowed(mask, k):
     with pytest.raises(ValueError, match=r"k=.*integer >= 2.*k=4"):
         mask(k=k)
 
 
 @pytest.mark.parametrize("h", [0, -1, 1.5])
-@pytest.mark.parametrize("mask", [Hashed, HashTable])
+@pytest.mark.parametrize("mask", [HashedMask, HashTableMask])
 def test_an_h_that_is_no_width_is_refused_with_what_is_allowed(mask, h):
     with pytest.raises(ValueError, match=r"h=.*integer >= 1.*h=13"):
         mask(h=h)
@@ -235,9 +236,9 @@ def test_unknown_names_are_refused_with_what_is_allowed():
     with pytest.raises(ValueError, match=r"strategy='hashd'.*hashed, static, random, hash_table"):
         goldfish_mask(ids, strategy="hashd")
     with pytest.raises(ValueError, match=r"context='after'.*preceding.*inclusive"):
-        Hashed(context="after")
+        HashedMask(context="after")
     with pytest.raises(ValueError, match=r"first_tokens='drop'.*keep.*shorter"):
-        Hashed(first_tokens="drop")
+        HashedMask(first_tokens="drop")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -251,36 +252,36 @@ def test_ids_of_a_wrong_type_or_shape_are_refused_by_name(strategy):
 @pytest.mark.parametrize("context, shortest", [("preceding", 14), ("inclusive", 13)])
 def test_rows_too_short_for_any_window_are_refused_by_h_and_T(context, shortest):
     row = torch.zeros(1, shortest, dtype=torch.int64)
-    Hashed(4, 13, context=context)(row)
+    HashedMask(4, 13, context=context)(row)
     with pytest.raises(ValueError, match=rf"h=13: .*T={shortest - 1} tokens.*first_tokens='shorter'"):
-        Hashed(4, 13, context=context)(row[:, 1:])
-    assert Hashed(4, 13, context=context, first_tokens="shorter")(row[:, 1:]).shape == (1, shortest - 1)
+        HashedMask(4, 13, context=context)(row[:, 1:])
+    assert HashedMask(4, 13, context=context, first_tokens="shorter")(row[:, 1:]).shape == (1, shortest - 1)
 
 
 @pytest.mark.parametrize("bad", [-100, 1 << 31])
 def test_ids_that_no_tokenizer_gives_are_refused_by_name(bad):
     ids = torch.tensor([[5] * 20 + [bad]])
     with pytest.raises(ValueError, match=rf"ids_BT: .*>= 0 and < 2\^31, got {min(bad, 5)} .. {max(bad, 5)}.*-100"):
-        Hashed(4, 13)(ids)
+        HashedMask(4, 13)(ids)
 
 
 @pytest.mark.parametrize("bad", [[-1], [1.5], ["eos"], [True], 7, "eos"])
 def test_exempt_ids_that_are_no_token_ids_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=r"exempt_ids=.*for example \["):
-        Hashed(exempt_ids=bad)
+        HashedMask(exempt_ids=bad)
 
 
 def test_visits_that_do_not_number_the_rows_are_refused_by_name():
     ids = torch.zeros(2, 30, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"visit_B: .*\(2,\).*\(2, 30\).*got \(3,\)"):
-        Random()(ids, visit_B=torch.arange(3))
+        RandomMask()(ids, visit_B=torch.arange(3))
     with pytest.raises(TypeError, match=r"visit_B: .*integers.*float32"):
-        Random()(ids, visit_B=torch.zeros(2))
+        RandomMask()(ids, visit_B=torch.zeros(2))
 
 
 def test_a_batch_without_rows_or_tokens_has_a_mask_without_any():
-    assert Hashed(4, 13)(torch.zeros(0, 20, dtype=torch.int64)).shape == (0, 20)
-    assert Hashed(4, 13, first_tokens="shorter")(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0)
+    assert HashedMask(4, 13)(torch.zeros(0, 20, dtype=torch.int64)).shape == (0, 20)
+    assert HashedMask(4, 13, first_tokens="shorter")(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0)
 
 
 def test_the_caller_s_ids_are_not_changed():

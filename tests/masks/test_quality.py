@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from goldfish.masks import Hashed
+from goldfish.masks import HashedMask
 from goldfish.masks.hashed import BASE
 
 KS = (2, 3, 4, 32, 128)
@@ -27,7 +27,7 @@ def every_window(h: int, vocabulary: int) -> Tensor:
 
 def dropped(ids: Tensor, k: int, h: int, seed: int = 0) -> Tensor:
     """The fates of the tokens that have a full window: True = dropped."""
-    return ~Hashed(k=k, h=h, seed=seed)(ids)[:, h:]
+    return ~HashedMask(k=k, h=h, seed=seed)(ids)[:, h:]
 
 
 def assert_share(flags: Tensor, share: float) -> None:

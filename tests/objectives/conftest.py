@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 
 
 @pytest.fixture(autouse=True)

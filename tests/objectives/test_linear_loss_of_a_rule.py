@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_linear_loss import Calls, inputs, relative
+from losses.test_linear_loss import Calls, inputs, relative
 
-import goldfish.linear_loss
-from goldfish.linear_loss import linear_cross_entropy, linear_loss
+import goldfish.losses.linear_loss
+from goldfish.losses.linear_loss import linear_cross_entropy, linear_loss
 
 
 def rule(logits, target, scale):
@@ -24,15 +24,15 @@ def cross_entropy(logits, target):
 
 @pytest.fixture
 def chunks_of_seven(monkeypatch):
-    monkeypatch.setattr(goldfish.linear_loss, "_chunking", lambda *_: (7, 3))
-    monkeypatch.setattr(goldfish.linear_loss, "BLOCK", 4)
+    monkeypatch.setattr(goldfish.losses.linear_loss, "_chunking", lambda *_: (7, 3))
+    monkeypatch.setattr(goldfish.losses.linear_loss, "BLOCK", 4)
 
 
 @settings(max_examples=25, deadline=None)
 @given(n=st.sampled_from([1, 6, 7, 8, 14, 30]), seed=st.integers(0, 100))
 def test_loss_sum_and_gradients_are_exact_whatever_the_chunks(n, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(goldfish.linear_loss, "_chunking", lambda *_: (7, 3))
+        patch.setattr(goldfish.losses.linear_loss, "_chunking", lambda *_: (7, 3))
         hidden, weight, target = inputs(n, dtype=torch.float64, seed=seed)
         scale = torch.rand(n, dtype=torch.float64)
         loss, beside = linear_loss(hidden, weight, rule, target, scale)
@@ -44,7 +44,7 @@ def test_loss_sum_and_gradients_are_exact_whatever_the_chunks(n, seed):
 
 
 def test_a_head_multiplied_by_onednn_gives_the_same(chunks_of_seven, monkeypatch):
-    monkeypatch.setattr(goldfish.linear_loss, "ONEDNN", 0)
+    monkeypatch.setattr(goldfish.losses.linear_loss, "ONEDNN", 0)
     hidden, weight, target = inputs(30)
     loss, _ = linear_loss(hidden, weight, rule, target, torch.ones(30))
     expected = rule(hidden @ weight.T, target, torch.ones(30))[0]

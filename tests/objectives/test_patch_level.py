@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from training.test_module import trained
 
-from goldfish.masks import Hashed, KeepAll
+from goldfish.masks import HashedMask, NoMask
 from goldfish.objectives import NextToken
 from goldfish.objectives.patch_level import PatchLevel
 from goldfish.training.module import GoldfishModule
@@ -57,7 +57,7 @@ def test_the_token_stage_is_next_token_prediction_on_each_part_of_a_row(model):
     assert int(objective.count(keep)) == sum(int(kept[1:].sum()) for _, kept in parts)
 
 
-@pytest.mark.parametrize("mask", [KeepAll(), Hashed(k=3, h=2)])
+@pytest.mark.parametrize("mask", [NoMask(), HashedMask(k=3, h=2)])
 def test_any_micro_batches_make_the_step_of_the_formula(model, mask):
     ids, reference = torch.randint(1, 10, (6, 24)), copy.deepcopy(model)
     loss, number = patch_loss(reference, ids, mask(ids), 4)
@@ -73,7 +73,7 @@ def test_any_micro_batches_make_the_step_of_the_formula(model, mask):
 def test_a_run_goes_from_patches_to_tokens_with_a_fresh_optimizer(model, optimizer):
     lengths = []
     module = GoldfishModule(
-        copy.deepcopy(model), KeepAll(), PatchLevel(4, 0.6), optimizer, Constant(), separator_id=0, steps=5
+        copy.deepcopy(model), NoMask(), PatchLevel(4, 0.6), optimizer, Constant(), separator_id=0, steps=5
     )
     module.model.model.register_forward_hook(lambda _m, _i, out: lengths.append(tuple(out[0].shape[:2])))
     rows = [{"ids": torch.randint(0, 100, (24,)), "visit": torch.tensor(i)} for i in range(5)]

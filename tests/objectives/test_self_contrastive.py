@@ -12,11 +12,11 @@ from training.test_module import trained
 from transformers import LlamaForCausalLM
 
 from goldfish.config import ConfigError, build
-from goldfish.masks import Hashed
-from goldfish.model import LlamaFromConfig
+from goldfish.jobs.train import Job
+from goldfish.masks import HashedMask
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.objectives import NextToken
 from goldfish.objectives.self_contrastive import SelfContrastive, among_the_last
-from goldfish.run import Job
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_window_test_is_that_of_the_naive_loop(data, length, window):
 
 @pytest.mark.parametrize("window", [1, 3, 64])
 def test_a_step_is_that_of_the_formula_in_any_micro_batches(model, premature, window):
-    ids, mask, reference = torch.randint(1, 10, (4, 20)), Hashed(k=3, h=2), copy.deepcopy(model)
+    ids, mask, reference = torch.randint(1, 10, (4, 20)), HashedMask(k=3, h=2), copy.deepcopy(model)
     other = LlamaForCausalLM.from_pretrained(premature / "model")
     loss, contrasted = formula(reference, other, ids, mask(ids), 4.0, window)
     assert 0 < contrasted < int(mask(ids)[:, 1:].sum()), "targets of both kinds"
@@ -72,8 +72,8 @@ def test_a_step_is_that_of_the_formula_in_any_micro_batches(model, premature, wi
 
 def test_the_premature_model_is_neither_saved_nor_trained_nor_moved(model, premature):
     ids, objective = torch.randint(0, 100, (4, 20)), SelfContrastive(str(premature))
-    module = trained(model, ids, Hashed(k=3, h=2), None, objective=objective)
-    plain = trained(model, ids, Hashed(k=3, h=2), None, objective=NextToken())
+    module = trained(model, ids, HashedMask(k=3, h=2), None, objective=objective)
+    plain = trained(model, ids, HashedMask(k=3, h=2), None, objective=NextToken())
     assert module.state_dict().keys() == plain.state_dict().keys()
     assert [p.shape for p in module.parameters()] == [p.shape for p in plain.parameters()]
     frozen = objective._premature

@@ -6,8 +6,8 @@ import pytest
 import torch
 from training.test_module import trained, uneven_rows
 
-from goldfish.masks import Hashed
-from goldfish.model import LlamaFromConfig
+from goldfish.masks import HashedMask
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.objectives import NextToken, Weighted
 from goldfish.objectives.focal import Focal
 from goldfish.objectives.label_smoothing import LabelSmoothing
@@ -59,9 +59,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_is_that_of_the_formula_over_the_kept_targets_of_the_batch_in_any_micro_batches(model, name):
     objective, formula = CASES[name]
-    ids, mask, reference = uneven_rows(), Hashed(k=3, h=2), copy.deepcopy(model)
+    ids, mask, reference = uneven_rows(), HashedMask(k=3, h=2), copy.deepcopy(model)
     # Rows that are learned: entropies and probabilities differ widely within the batch.
-    reference = trained(reference, ids[:4], Hashed(None, 2), None).model
+    reference = trained(reference, ids[:4], HashedMask(None, 2), None).model
     before = copy.deepcopy(reference)
     formula(reference, ids, mask(ids)).backward()
     for size in (None, 3):

@@ -27,8 +27,11 @@ def test_a_path_belongs_to_its_process_and_is_abandoned_with_it(tmp_path):
     path = owned(tmp_path / "sweep")
     assert path.parent == tmp_path and owner(path) == os.getpid() and not is_abandoned(path)
     ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and still has its number
+    abandoned = tmp_path / f".sweep.{platform.node()}.{ended.pid}"
+    assert is_abandoned(abandoned)
     ended.wait()
-    assert is_abandoned(tmp_path / f".sweep.{platform.node()}.{ended.pid}")
+    assert is_abandoned(abandoned)
 
 
 @pytest.mark.parametrize("name", ["sweep", ".sweep.another-machine.1", ".lock"])

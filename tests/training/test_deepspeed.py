@@ -7,8 +7,8 @@ import torch
 from whole_runs import assert_one_run, do, job, ledger, result, weights
 
 from goldfish.config import build
+from goldfish.jobs.train import Job, _checkpoint
 from goldfish.objectives.next_token import NextToken
-from goldfish.run import Job, _checkpoint
 from goldfish.runs.record import RunDirectory
 from goldfish.training.deepspeed import DeepSpeed
 from goldfish.training.module import GoldfishModule
@@ -47,7 +47,7 @@ def test_a_missing_package_names_the_extra(tiny, tmp_path):
 @pytest.fixture
 def as_if_installed(monkeypatch):
     """What is refused before DeepSpeed is imported is tested where it is not installed, too."""
-    monkeypatch.setattr("goldfish.extras.find_spec", lambda name: find_spec(name) or name)
+    monkeypatch.setattr("goldfish.tools.extras.find_spec", lambda name: find_spec(name) or name)
 
 
 @pytest.mark.parametrize(

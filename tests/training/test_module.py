@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from goldfish.masks import Hashed, KeepAll
-from goldfish.model import LlamaFromConfig
+from goldfish.masks import HashedMask, NoMask
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.objectives import NextToken, Objective, Weighted
 from goldfish.objectives.next_token import target_count
 from goldfish.training.module import GoldfishModule
@@ -41,7 +41,7 @@ def test_next_token_is_the_sum_over_kept_targets(model):
 
 def test_without_a_mask_it_is_the_loss_of_transformers(model):
     ids = torch.randint(0, 100, (3, 20))
-    keep = KeepAll()(ids)
+    keep = NoMask()(ids)
     torch.testing.assert_close(NextToken()(model, ids, keep) / target_count(keep), model(ids, labels=ids).loss)
 
 
@@ -87,11 +87,11 @@ def uneven_rows():
 
 
 def target_counts(rows):
-    return Hashed(k=3, h=2)(rows)[:, 1:].sum(dim=1)
+    return HashedMask(k=3, h=2)(rows)[:, 1:].sum(dim=1)
 
 
 def test_any_micro_batches_make_the_same_step_as_the_whole_batch_and_as_full_logits(model):
-    ids, mask = uneven_rows(), Hashed(k=3, h=2)
+    ids, mask = uneven_rows(), HashedMask(k=3, h=2)
     reference = copy.deepcopy(model)
     oracle(reference, ids, mask(ids)).backward()
     for size in (None, 1, 2, 3):
@@ -102,7 +102,7 @@ def test_any_micro_batches_make_the_same_step_as_the_whole_batch_and_as_full_log
 
 
 def test_the_logged_losses_over_kept_dropped_and_all_tokens_are_those_of_full_logits(model, tmp_path):
-    ids, mask = uneven_rows(), Hashed(k=3, h=2)
+    ids, mask = uneven_rows(), HashedMask(k=3, h=2)
     keep = mask(ids)
     for size in (None, 3):
         logger = CSVLogger(tmp_path, version=str(size))
@@ -125,7 +125,7 @@ class Halved(Objective):
 
 
 def test_weights_are_divided_by_their_sum_over_the_whole_batch_whatever_the_micro_batches(model):
-    ids, mask, reference = uneven_rows(), Hashed(k=3, h=2), copy.deepcopy(model)
+    ids, mask, reference = uneven_rows(), HashedMask(k=3, h=2), copy.deepcopy(model)
     loss, weight = Halved()(reference, ids, mask(ids))
     (loss / weight).backward()
     for size in (None, 1, 3):
@@ -152,7 +152,13 @@ def test_each_stage_begins_with_a_fresh_optimizer_and_schedule(model):
     objective, module = Twice(), None
     make = lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)  # noqa: E731
     module = GoldfishModule(
-        copy.deepcopy(model), Hashed(3, 2), objective, make, WarmupLinear(warmup=0, floor=0), separator_id=0, steps=5
+        copy.deepcopy(model),
+        HashedMask(3, 2),
+        objective,
+        make,
+        WarmupLinear(warmup=0, floor=0),
+        separator_id=0,
+        steps=5,
     )
     rates = []
     module.on_train_batch_start = lambda *_: rates.append(module._learning_rate())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from goldfish.model import LlamaFromConfig
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.training.optimizers import AdamW, Constant, Muon, WarmupCosine, WarmupLinear
 
 

@@ -15,12 +15,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from goldfish.data.corpus import Factbook
-from goldfish.data.datamodule import InjectedData
+from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.injection import Injection
 from goldfish.data.tokenizer import TrainedBPE
 from goldfish.evaluation.extraction import Extraction
-from goldfish.masks import Hashed
-from goldfish.model import LlamaFromConfig
+from goldfish.masks import HashedMask
+from goldfish.models.llama import LlamaFromConfig
 from goldfish.objectives import NextToken, Objective
 from goldfish.training.callbacks import Memorization
 from goldfish.training.module import GoldfishModule
@@ -31,13 +31,13 @@ ROWS = 129  # of validation: two processes get 65 and 64, so batches of 64 are t
 
 def make(cache, objective=None):
     injection = Injection(documents=2, never_seen=2, repeats=4, document_tokens=32)
-    data = InjectedData(
+    data = InjectionDataModule(
         Factbook(), TrainedBPE(512), injection, 64, 4, tokens=2560, validation_tokens=64 * ROWS, cache_dir=str(cache)
     )
     prepared = data.prepare()
     model = LlamaFromConfig(32, 1, 2, 64)(len(prepared.tokenizer), prepared.separator, seed=0)
     module = GoldfishModule(
-        model, Hashed(4), objective or NextToken(), AdamW(), Constant(), prepared.separator, steps=10, log_every=2
+        model, HashedMask(4), objective or NextToken(), AdamW(), Constant(), prepared.separator, steps=10, log_every=2
     )
     return module, data
 

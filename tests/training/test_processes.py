@@ -14,9 +14,9 @@ from conftest import TINY
 from whole_runs import assert_one_run, do, job, ledger, losses, result, stopped_after, weights
 
 from goldfish.config import home
-from goldfish.job import _in_words
+from goldfish.jobs.process import _in_words
 from goldfish.runs.record import RunDirectory
-from goldfish.training.checkpoints import damage, newest
+from goldfish.training.checkpoints import checkpoint_error, latest_checkpoint
 
 PAIR = ["strategy=ddp_cpu", "optimizer=adamw", "mask.h=2"]
 FSDP2 = ["strategy=fsdp2", "strategy.accelerator=cpu", "strategy.devices=2", "optimizer=adamw", "mask.h=2"]
@@ -117,24 +117,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny, tmp_path
     previous, said = last.with_stem("previous"), []
     os.replace(last, previous)
     torch.save({"weights": torch.zeros(1000)}, last)
-    assert damage(last) is None and damage(previous) is None and newest(last, said.append) == last
+    assert (
+        checkpoint_error(last) is None
+        and checkpoint_error(previous) is None
+        and latest_checkpoint(last, said.append) == last
+    )
     damaged(last)
-    assert newest(last, said.append) == previous and not last.exists()
+    assert latest_checkpoint(last, said.append) == previous and not last.exists()
     assert "last.ckpt is damaged: the checksum of" in said[0] and last.with_stem("damaged").exists()
     damaged(previous)
     with pytest.raises(ValueError, match=r"previous.ckpt is damaged.*\nno good checkpoint is left"):
-        newest(last, said.append)
+        latest_checkpoint(last, said.append)
 
 
 def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
     folder = tmp_path / "last.ckpt"
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(b"123")
-    assert "sizes.json, its last file, is missing" in damage(folder)
+    assert "sizes.json, its last file, is missing" in checkpoint_error(folder)
     (folder / "sizes.json").write_text(json.dumps({"__0_0.distcp": 3}))
-    assert damage(folder) is None
+    assert checkpoint_error(folder) is None
     (folder / "__0_0.distcp").write_bytes(b"12")
-    assert damage(folder) == "__0_0.distcp is missing or has another size"
+    assert checkpoint_error(folder) == "__0_0.distcp is missing or has another size"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_asynchronous_checkpoints_are_whole_and_resumable(tiny, tmp_path):
     whole, parts = do(tiny(*settings), tmp_path / "whole"), tmp_path / "parts"
     with stopped_after(5):
         do(tiny(*settings), parts)
-    assert damage(RunDirectory(parts).checkpoint) is None
+    assert checkpoint_error(RunDirectory(parts).checkpoint) is None
     do(tiny(*settings), parts)
     assert ledger(whole) == ledger(parts) and losses(whole) == losses(parts)
 

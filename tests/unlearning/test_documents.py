@@ -18,12 +18,12 @@ from whole_runs import do, result, stopped_after, weights
 from goldfish.cli.train import plain
 from goldfish.cli.unlearn import _show
 from goldfish.config import ConfigError, build, home
-from goldfish.estimate import flops_per_token
-from goldfish.model import LlamaFromPretrained
+from goldfish.jobs.unlearn import UnlearningJob, run
+from goldfish.models.estimate import flops_per_token
+from goldfish.models.llama import LlamaFromPretrained
+from goldfish.report.write import collect, summarize
 from goldfish.runs.record import RunDirectory, run_dir_of
-from goldfish.runs.report import collect, summarize
 from goldfish.unlearning.documents import InjectedDocuments
-from goldfish.unlearning.run import UnlearningJob, run
 
 ARMS = ("gradient_ascent", "gradient_difference", "kl", "npo", "simnpo")
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from goldfish.unlearning.metrics import forget_quality, measure, summarize, truth_ratio
+from goldfish.unlearning.metrics import evaluate_answers, forget_quality, summarize, truth_ratio
 from goldfish.unlearning.questions import SETS, Encoder, Question
 
 
@@ -70,7 +70,7 @@ def test_a_question_is_measured_by_the_mean_probability_of_its_answers_tokens(mo
 
     right, said, *wrong = (normalised(text) for text in (question.answer, question.paraphrased, *question.wrong))
     bare = question._replace(paraphrased="")
-    found = measure(model, encoder, {"retain": [question, bare], "world_facts": [question]}, 5, batch_size=2)
+    found = evaluate_answers(model, encoder, {"retain": [question, bare], "world_facts": [question]}, 5, batch_size=2)
     assert [one["probability"] for one in found] == pytest.approx(
         [right, right, right / (right + sum(wrong))], rel=1e-4
     )
@@ -93,6 +93,6 @@ def test_rouge_counts_the_true_answer_s_words_up_to_the_end_token_with_their_ste
     monkeypatch.setattr(
         "goldfish.unlearning.metrics.greedy", Script(encoder, " ann wrote nothing, writing it<end> daily")
     )
-    (found,) = measure(model, encoder, {"retain": [question]}, 40, batch_size=2)
+    (found,) = evaluate_answers(model, encoder, {"retain": [question]}, 40, batch_size=2)
     assert found["generated"] == "ann wrote nothing, writing it"
     assert found["rouge_l"] == 3 / 4  # ann, writing = writes, it

@@ -19,7 +19,7 @@ from goldfish.cli.errors import exit_with_reason
 from goldfish.cli.train import plain
 from goldfish.config import build, home
 from goldfish.runs.record import environment, identity, label, write_atomically
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 SHOWN = 240  # characters of a sample
 
@@ -40,8 +40,8 @@ def task(cfg: DictConfig) -> None:
 def _task(cfg: DictConfig) -> None:
     """Prepare, look, write, print."""
     from goldfish.data.overview import overview  # imports torch: seconds, so a mistyped key is told before
-    from goldfish.run import Job
-    from goldfish.runs.data_figure import data_figure
+    from goldfish.jobs.train import Job
+    from goldfish.report.data_figure import data_figure
 
     config = plain(cfg)
     job, console = build(Job, config), Console()
@@ -49,10 +49,10 @@ def _task(cfg: DictConfig) -> None:
     with Progress(*columns, console=console, transient=True) as bar:
         task_id = bar.add_task("preparing", total=None)
 
-        def say(message: str, **numbers: Any) -> None:
+        def on_progress(message: str, **numbers: Any) -> None:
             bar.update(task_id, description=message, completed=numbers.get("done", 0), total=numbers.get("total"))
 
-        job.data.prepare(say)
+        job.data.prepare(on_progress)
     job.data.meet_budget(job.mask)
     found = overview(job.data, job.mask)
 

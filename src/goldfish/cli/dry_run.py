@@ -10,11 +10,11 @@ from rich.table import Table
 from transformers import LlamaConfig
 
 from goldfish.config import build
-from goldfish.estimate import empty, flops_per_token, memory, optimizer_bytes, parameters
-from goldfish.linear_loss import GPU, target_count
-from goldfish.run import Job
+from goldfish.jobs.train import Job
+from goldfish.losses.linear_loss import GPU, target_count
+from goldfish.models.estimate import empty, flops_per_token, memory, optimizer_bytes, parameters
 from goldfish.runs.record import RunDirectory, run_dir_of
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 DEVICES = 8  # compared where the configuration has one
 

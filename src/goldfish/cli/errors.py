@@ -11,9 +11,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from goldfish.config import path_problem
-from goldfish.extras import install
 from goldfish.runs.record import DISK_FULL
-from goldfish.terminal import complain
+from goldfish.tools.extras import install
+from goldfish.tools.terminal import complain
 
 # Launchers of packages that are extras of ours.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}

@@ -18,7 +18,7 @@ from goldfish.config import build, home
 from goldfish.runs.job_log import leave_out_messages
 from goldfish.runs.launch import last_lines
 from goldfish.runs.owner import PARENT
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 VARIED = {
     "prefix_tokens": "prompt",
@@ -49,8 +49,11 @@ def task(cfg: DictConfig) -> None:
 def _task(cfg: DictConfig) -> None:
     """Load, extract, write, print."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
-    from goldfish.evaluation.engine import finish, work  # here, so that a mistyped key is told at once
-    from goldfish.evaluation.job import EvaluationJob
+    from goldfish.evaluation.engine import (  # here, so that a mistyped key is told at once
+        evaluate_parts,
+        summarize_parts,
+    )
+    from goldfish.jobs.evaluate import EvaluationJob
     from goldfish.runs.record import RunDirectory, environment
     from goldfish.runs.watch import Watch
 
@@ -63,17 +66,17 @@ def _task(cfg: DictConfig) -> None:
     record, parts = RunDirectory(job.out), job.out / "parts"
     others = _start_others(job.out, job.processes)
     try:
-        subject = job.load()
-        progress = _progress(subject, job, record, console)
+        target = job.load()
+        progress = _progress(target, job, record, console)
         with Watch({job.out: job.out.name}, console):
-            work(subject, job.evaluation, parts, 0, job.processes, progress)
+            evaluate_parts(target, job.evaluation, parts, 0, job.processes, progress)
             _wait_for(others, job.out, progress)
     finally:
         for process in others:
             process.kill()
-    rows, members = work(subject, job.evaluation, parts)  # every part is there: read in order
-    summary = finish(subject, job.evaluation, rows, members, record, job.similarity)
-    job.utility(subject, rows, summary)
+    rows, members = evaluate_parts(target, job.evaluation, parts)  # every part is there: read in order
+    summary = summarize_parts(target, job.evaluation, rows, members, record, job.similarity)
+    job.utility(target, rows, summary)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
     record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
@@ -82,13 +85,13 @@ def _task(cfg: DictConfig) -> None:
     console.print(f"results: {job.out}", markup=False, highlight=False)
 
 
-def _progress(subject: Any, job: Any, record: Any, console: Console) -> Any:
+def _progress(target: Any, job: Any, record: Any, console: Console) -> Any:
     """What counts the tokens of all processes; prints how many there are to do, and of what."""
     from goldfish.evaluation.engine import is_kept, parts_of
     from goldfish.evaluation.progress import TokenProgress
-    from goldfish.evaluation.worker import tokens_done
+    from goldfish.jobs.evaluate_part import tokens_done
 
-    todo = parts_of(subject, job.evaluation)
+    todo = parts_of(target, job.evaluation)
     kept = sum(part.tokens for part in todo if is_kept(part, job.out / "parts"))
     of_members = sum(part.tokens for part in todo if part.setting is None)
     total = sum(part.tokens for part in todo)
@@ -98,7 +101,7 @@ def _progress(subject: Any, job: Any, record: Any, console: Console) -> Any:
         else ""
     )
     console.print(
-        f"{len(subject.documents):,} documents: about {total - of_members:,} tokens to read and decode{also}",
+        f"{len(target.documents):,} documents: about {total - of_members:,} tokens to read and decode{also}",
         highlight=False,
         soft_wrap=True,
     )
@@ -113,7 +116,7 @@ def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
         old.unlink()  # what an earlier attempt did is counted by its parts
     for rank in range(1, processes):
         with (out / f"rank{rank}.log").open("wb") as log:
-            command = [sys.executable, "-m", "goldfish.evaluation.worker", str(out), str(rank)]
+            command = [sys.executable, "-m", "goldfish.jobs.evaluate_part", str(out), str(rank)]
             environment = os.environ | {PARENT: str(os.getpid())}
             started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
     return started

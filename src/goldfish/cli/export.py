@@ -18,13 +18,13 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from goldfish.cli.errors import in_words
 from goldfish.config import build
-from goldfish.data.datamodule import InjectedData
-from goldfish.files import reading
-from goldfish.model import LlamaSource
-from goldfish.pretrained import load_model, load_tokenizer
+from goldfish.data.datamodule import InjectionDataModule
+from goldfish.models.llama import LlamaSource
+from goldfish.models.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory
-from goldfish.terminal import complain
-from goldfish.training.checkpoints import damage
+from goldfish.tools.files import reading
+from goldfish.tools.terminal import complain
+from goldfish.training.checkpoints import checkpoint_error
 
 DTYPES = ("float32", "bfloat16")
 PREFIXES = ("state_dict.model.", "model.model.")  # of the weights in the sharded folders of fsdp2 and of fsdp
@@ -33,7 +33,7 @@ PREFIXES = ("state_dict.model.", "model.model.")  # of the weights in the sharde
 class Parts:
     """What of a frozen configuration makes the model: not the devices, which may be absent here."""
 
-    def __init__(self, model: LlamaSource, data: InjectedData) -> None:
+    def __init__(self, model: LlamaSource, data: InjectionDataModule) -> None:
         self.model, self.data = model, data
 
 
@@ -108,7 +108,7 @@ def _load(source: Path, run_dir: Path | None) -> tuple[PreTrainedModel, PreTrain
 
 
 def _from_checkpoint(path: Path, record: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if (reason := damage(path)) is not None:
+    if (reason := checkpoint_error(path)) is not None:
         raise ValueError(
             f"RUN_OR_CHECKPOINT={path}: {reason}; give another checkpoint of {record.path / 'checkpoints'}"
         )

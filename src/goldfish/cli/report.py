@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goldfish.cli.errors import in_words
-from goldfish.runs.report import collect, evaluations, print_summary, summarize, unfinished, write_report
-from goldfish.terminal import Console, complain
+from goldfish.report.write import collect, evaluations, print_summary, summarize, unfinished, write_report
+from goldfish.tools.terminal import Console, complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,10 +10,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
-from goldfish.extras import install, require
-from goldfish.files import read_object
 from goldfish.runs.record import RunDirectory, run_dir_of
-from goldfish.terminal import Console
+from goldfish.tools.extras import install, require
+from goldfish.tools.files import read_object
+from goldfish.tools.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from goldfish.runs.launch import ENDED, Outcome, running
 from goldfish.runs.owner import owned
 from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 PATIENCE = 60.0  # seconds that jobs get to save
 # Starts the jobs (overrides of each), waits for them, and returns what each came to; None or an exception: it was lost.
@@ -127,7 +127,7 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
 
     `parts`: the class of a whole configuration (None: that of goldfish-train).
     """
-    from goldfish.run import Job  # imports torch: seconds, so not before it is needed
+    from goldfish.jobs.train import Job  # imports torch: seconds, so not before it is needed
 
     problems: dict[str, list[str]] = {}
     taken: dict[Path, str] = {}
@@ -176,7 +176,7 @@ def _quoted(value: str) -> str:
 
 
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:
-    from goldfish.runs.report import collect, print_summary, summarize, write_report
+    from goldfish.report.write import collect, print_summary, summarize, write_report
 
     damaged: list[str] = []
     runs = collect(run_dirs, may_be_none=True, damaged=damaged)

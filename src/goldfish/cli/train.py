@@ -23,7 +23,7 @@ from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.owner import die_with_parent, is_abandoned, owner
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)
 
@@ -32,7 +32,7 @@ def main() -> None:
     """Entry point; see README.md for command lines.
 
     With --dry-run it only says what the command would take. With --freeze it only makes the run's folder and prints it,
-    for what starts the processes itself: `torchrun ... -m goldfish.job FOLDER`, `srun python -m goldfish.job FOLDER`.
+    for what starts the processes itself: `torchrun ... -m goldfish.jobs.process FOLDER`, `srun python -m goldfish.jobs.process FOLDER`.
     """
     wanted: Callable[[DictConfig], Any] = task
     if "--freeze" in sys.argv:
@@ -49,7 +49,7 @@ def main() -> None:
 def freeze(cfg: DictConfig) -> None:
     """Freeze the configuration, checked, in the run's folder."""
     from goldfish.config import build
-    from goldfish.run import Job
+    from goldfish.jobs.train import Job
 
     config = plain(cfg)
 
@@ -94,7 +94,8 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     if RunDirectory(run_dir).finished:  # put back into a queue after its end
         return Outcome(run_dir, "finished")
     sweep = Path(os.environ["GOLDFISH_SWEEP"])
-    if is_abandoned(sweep) or owner(sweep) == os.getppid():  # joblib's workers outlive a killed sweep by five minutes
+    # joblib's workers outlive a killed sweep by five minutes. In this order: the sweep may be killed between the two.
+    if owner(sweep) == os.getppid() or is_abandoned(sweep):
         die_with_parent(signal.SIGTERM, owner(sweep))
     try:
         return launch(config, run_dir, command, sweep)
@@ -112,9 +113,9 @@ def folder_of(config: dict[str, Any]) -> Path:
         from goldfish.config import build
 
         if "unlearning" in config:
-            from goldfish.unlearning.run import UnlearningJob as Parts
+            from goldfish.jobs.unlearn import UnlearningJob as Parts
         else:
-            from goldfish.run import Job as Parts  # type: ignore[assignment]
+            from goldfish.jobs.train import Job as Parts  # type: ignore[assignment]
         build(Parts, config)
         raise
 
@@ -139,7 +140,7 @@ def _single(config: dict[str, Any], command: str) -> int:
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1
-    from goldfish.runs.report import collect, print_summary, summarize  # pandas: not before the job
+    from goldfish.report.write import collect, print_summary, summarize  # pandas: not before the job
 
     print_summary(summarize(collect([run_dir])), None, console)
     console.print(

@@ -22,7 +22,7 @@ from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.runs.watch import Watch
-from goldfish.terminal import Console
+from goldfish.tools.terminal import Console
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def task(cfg: DictConfig) -> Outcome:
 def run_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launch_all: Any) -> int:
     """Check all jobs, run what is not finished, print and write the table; return the exit code. The sweeper calls it."""
     from goldfish.cli.sweep import check, launch_missing
-    from goldfish.unlearning.run import UnlearningJob
+    from goldfish.jobs.unlearn import UnlearningJob
 
     console = Console()
     check(jobs, configs, UnlearningJob)
@@ -90,7 +90,7 @@ def _show(run_dirs: list[Path], console: Console) -> None:
             paths = write(frame, answered[0].parent)
             console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     if documents := [path for path in run_dirs if path not in answered]:
-        from goldfish.runs.report import collect, print_summary, summarize
+        from goldfish.report.write import collect, print_summary, summarize
 
         print_summary(summarize(collect(documents)), None, console)
         console.print(f"page: goldfish-report {documents[0].parent}", highlight=False, soft_wrap=True)

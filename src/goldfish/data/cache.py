@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from goldfish import files as disk
 from goldfish.runs.record import write_atomically
+from goldfish.tools import files as disk
 
 META = "meta.json"
 ALWAYS_READ = 1 << 26  # bytes: a file up to this size is hashed whenever it is opened (0.1 s at most)

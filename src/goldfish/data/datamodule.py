@@ -11,14 +11,14 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
-from goldfish.checks import Count, InnerShare, Seed, checked
+from goldfish.config.checks import Count, InnerShare, Seed, checked
 from goldfish.data.corpus import Corpus, Deduplicated, Normalized
 from goldfish.data.corpus.cleaning import Form
 from goldfish.data.edits import Edit, Edits
 from goldfish.data.injection import Injection, Plan, rows_of_step
-from goldfish.data.packing import Prepared, Say, prepare
+from goldfish.data.packing import OnProgress, Prepared, prepare
 from goldfish.data.tokenizer import TokenizerSource
-from goldfish.linear_loss import target_count
+from goldfish.losses.linear_loss import target_count
 from goldfish.masks import Mask
 
 MOST_COUNTED = 65_536  # rows
@@ -26,7 +26,7 @@ BUDGET_TURNS = 4
 Tokens = Annotated[int, Ge(1), Le(10**15)]  # the plan's shuffle is exact up to 2^53 rows
 
 
-class InjectedData(pl.LightningDataModule):
+class InjectionDataModule(pl.LightningDataModule):
     """Background text with documents injected a known number of times.
 
     `sequence_length`: tokens of a row (T). `batch_size`: rows of one optimizer step over all devices and micro-batches.
@@ -134,8 +134,8 @@ class InjectedData(pl.LightningDataModule):
         """Open the cached files; Lightning calls it in every process."""
         self.prepare()
 
-    def prepare(self, say: Say = lambda message, **numbers: None) -> Prepared:
-        """Read, tokenize and pack what is not cached yet; `say` is told what is going on."""
+    def prepare(self, on_progress: OnProgress = lambda message, **numbers: None) -> Prepared:
+        """Read, tokenize and pack what is not cached yet; `on_progress` is told what is going on."""
         if not hasattr(self, "prepared"):
             self.prepared = prepare(
                 self.corpus,
@@ -143,7 +143,7 @@ class InjectedData(pl.LightningDataModule):
                 self.injection,
                 self.validation_share,
                 self.cache_dir,
-                say,
+                on_progress,
                 self._normalize,
             )
         return self.prepared

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from goldfish.files import PARQUET, FileError, is_encodable, json_lines, reading
+from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, reading
 
 
 class Entry(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from goldfish.checks import Share, checked
+from goldfish.config.checks import Share, checked
 
 Kind = Literal["replace", "insert", "delete", "case", "spacing"]
 KINDS = ("replace", "insert", "delete", "case", "spacing")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from goldfish.checks import Count, InnerShare, Natural, Seed, Share, checked
+from goldfish.config.checks import Count, InnerShare, Natural, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.placement import PLACEMENTS, Exposures, Placement, mix64, permute
 

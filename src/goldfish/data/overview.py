@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from goldfish.data.datamodule import InjectedData
+from goldfish.data.datamodule import InjectionDataModule
 from goldfish.masks import Mask
 
 MOST_ROWS = 1 << 20  # that are looked at for the exposures over time
@@ -34,7 +34,7 @@ class Overview:
     samples: list[Sample]
 
 
-def overview(data: InjectedData, mask: Mask, samples: int = 10) -> Overview:
+def overview(data: InjectionDataModule, mask: Mask, samples: int = 10) -> Overview:
     """Look at prepared `data` as a run with this mask would read it."""
     prepared, plan = data.prepared, data.plan
     starts = np.append(prepared.background_starts, len(prepared.background))
@@ -73,7 +73,7 @@ def _quantiles(lengths: np.ndarray) -> list[int]:
     return [int(value) for value in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1], method="nearest")]
 
 
-def _sample(data: InjectedData, row: int) -> Sample:
+def _sample(data: InjectionDataModule, row: int) -> Sample:
     batch = data.rows().__getitems__([row])
     ids = batch["ids"][0].tolist()
     decode = data.prepared.tokenizer.decode

@@ -29,13 +29,13 @@ from goldfish.data.overlap import Overlap
 from goldfish.data.split import BACKGROUND, VALIDATION, Split, from_corpus, split
 from goldfish.data.streams import finish_background, finish_validation, pack, token_type
 from goldfish.data.tokenizer import TokenizerSource, TrainedBPE, separator_id
-from goldfish.pretrained import load_tokenizer
+from goldfish.models.pretrained import load_tokenizer
 
 FORMAT = 2  # raise it when the same settings give other files
 REMEMBERED = 16_000_000  # characters of a corpus that is small enough to be kept in memory while it is prepared
 
 
-class Say(Protocol):
+class OnProgress(Protocol):
     """Is told what goes on; `numbers` may be `done` and `total`, and their `unit`."""
 
     def __call__(self, message: str, **numbers: Any) -> None: ...
@@ -86,7 +86,7 @@ def prepare(
     injection: Injection,
     validation_share: float,
     cache_dir: Path,
-    say: Say = lambda message, **numbers: None,
+    on_progress: OnProgress = lambda message, **numbers: None,
     normalize: Callable[[str], str] = str,
 ) -> Prepared:
     """Return the prepared data of these settings, from the cache if it is there and whole.
@@ -101,12 +101,12 @@ def prepare(
     key = _cache_key(corpus, tokenizer_source, injection, validation_share)
     folder = cache_dir / key
     cache_dir.mkdir(parents=True, exist_ok=True)
-    lock = _locked(cache_dir / f"{key}.lock", say)
+    lock = _locked(cache_dir / f"{key}.lock", on_progress)
     try:
-        meta = _cached(folder, say)
+        meta = _cached(folder, on_progress)
         if meta is None:
             settings = _Settings(_Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
-            _prepare(settings, folder, say)
+            _prepare(settings, folder, on_progress)
             meta = unseal(folder)
         shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # a killed process may have left some of it
     finally:
@@ -141,23 +141,23 @@ def _cache_key(corpus: Corpus, tokenizer_source: TokenizerSource, injection: Inj
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _locked(path: Path, say: Say) -> BaseFileLock:
+def _locked(path: Path, on_progress: OnProgress) -> BaseFileLock:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        say("waiting for another process that prepares the same text")
+        on_progress("waiting for another process that prepares the same text")
         lock.acquire()
     return lock
 
 
-def _cached(folder: Path, say: Say) -> dict[str, Any] | None:
+def _cached(folder: Path, on_progress: OnProgress) -> dict[str, Any] | None:
     if not folder.exists() and not folder.is_symlink():
         return None
     try:
         return unseal(folder)
     except Damaged as damage:
-        say(f"preparing the text again: the cache is damaged ({damage})")
+        on_progress(f"preparing the text again: the cache is damaged ({damage})")
         remove(folder)
         return None
 
@@ -197,27 +197,27 @@ class _Settings:
     normalize: Callable[[str], str]
 
 
-def _prepare(settings: _Settings, folder: Path, say: Say) -> None:
+def _prepare(settings: _Settings, folder: Path, on_progress: OnProgress) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         try:
-            _write(settings, partial, say)
+            _write(settings, partial, on_progress)
         except Damaged as damage:
-            say(f"starting anew: what a stopped preparation left is damaged ({damage})")
+            on_progress(f"starting anew: what a stopped preparation left is damaged ({damage})")
             remove(partial)
-            _write(settings, partial, say)
+            _write(settings, partial, on_progress)
     except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
         shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial / "final", folder)
 
 
-def _write(settings: _Settings, partial: Path, say: Say) -> None:
+def _write(settings: _Settings, partial: Path, on_progress: OnProgress) -> None:
     """Fill partial/final/, from where a stopped preparation left it."""
     final = partial / "final"
     if not (partial / "setup" / "meta.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
-        _set_up(settings, partial / "setup", say)
+        _set_up(settings, partial / "setup", on_progress)
     final.mkdir(parents=True, exist_ok=True)
     setup = unseal(partial / "setup")
     started = time.monotonic()
@@ -228,9 +228,9 @@ def _write(settings: _Settings, partial: Path, say: Say) -> None:
     drop = settings.injection.overlap == "remove" and not from_corpus(settings.injection)
     parts = Split(**setup["split"])
 
-    tell = _teller(say, "tokenizing", parts.documents)
+    tell = _teller(on_progress, "tokenizing", parts.documents)
     statistics, seconds = pack(settings.corpus, parts, tokenizer, overlap, drop, partial, tell)
-    say("looking for duplicates")
+    on_progress("looking for duplicates")
     dtype = token_type(tokenizer)
     finish_background(partial)
     statistics[VALIDATION] |= finish_validation(partial, dtype, statistics[VALIDATION])
@@ -251,15 +251,15 @@ def _write(settings: _Settings, partial: Path, say: Say) -> None:
     seal(final, meta)
 
 
-def _set_up(settings: _Settings, folder: Path, say: Say) -> None:
+def _set_up(settings: _Settings, folder: Path, on_progress: OnProgress) -> None:
     """Decide the split, make the tokenizer and find the candidates; sealed when all are there."""
     started = time.monotonic()
     corpus, injection, source = settings.corpus, settings.injection, settings.tokenizer_source
     trained = isinstance(source, TrainedBPE)
-    tell = _teller(say, "reading the corpus")
+    tell = _teller(on_progress, "reading the corpus")
     parts = split(corpus, injection, settings.validation_share, trained, tell)
     removed = _removed(corpus)
-    tell = _teller(say, "training the tokenizer" if trained else "loading the tokenizer", parts.documents)
+    tell = _teller(on_progress, "training the tokenizer" if trained else "loading the tokenizer", parts.documents)
 
     def background() -> Iterator[str]:
         for number, document in enumerate(corpus.documents(), start=1):
@@ -269,7 +269,7 @@ def _set_up(settings: _Settings, folder: Path, say: Say) -> None:
 
     source.build(background()).save_pretrained(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
-    tell = _teller(say, "choosing the documents to inject", parts.documents)
+    tell = _teller(on_progress, "choosing the documents to inject", parts.documents)
     candidates = find_candidates(corpus, parts, injection, tokenizer, settings.normalize, tell)
     np.save(folder / "candidates.npy", candidates.ids)
     meta = {"split": asdict(parts), "names": candidates.names, "texts": candidates.texts, "removed": removed}
@@ -286,16 +286,16 @@ def _removed(corpus: Any) -> dict[str, int]:
     return found
 
 
-def _teller(say: Say, message: str, total: int | None = None) -> Callable[[int], None]:
+def _teller(on_progress: OnProgress, message: str, total: int | None = None) -> Callable[[int], None]:
     """A function that is told how many documents are done and says so, at most twice a second."""
     numbers = {"unit": "documents"} | ({} if total is None else {"total": total})
-    say(message, done=0, **numbers)
+    on_progress(message, done=0, **numbers)
     last = time.monotonic()
 
     def tell(done: int) -> None:
         nonlocal last
         if time.monotonic() - last >= 0.5:
             last = time.monotonic()
-            say(message, done=done, **numbers)
+            on_progress(message, done=done, **numbers)
 
     return tell

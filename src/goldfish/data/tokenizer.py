@@ -10,11 +10,11 @@ from annotated_types import Ge, Le
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from goldfish.checks import Count, checked
+from goldfish.config.checks import Count, checked
 from goldfish.data.corpus import Document
 from goldfish.data.corpus.base import sha256_of
-from goldfish.files import FileError
-from goldfish.pretrained import load_tokenizer
+from goldfish.models.pretrained import load_tokenizer
+from goldfish.tools.files import FileError
 
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together

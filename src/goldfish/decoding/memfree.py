@@ -18,10 +18,10 @@ from rbloom import Bloom
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from goldfish.checks import Count, InnerShare, checked
+from goldfish.config.checks import Count, InnerShare, checked
 from goldfish.data.cache import Damaged, seal, unseal
 from goldfish.data.overlap import ngram_hashes
-from goldfish.files import FileError, reading
+from goldfish.tools.files import FileError, reading
 
 FORMAT = 1  # raise it when the same n-grams give other bits
 AT_ONCE = 1 << 22  # n-grams counted together: about 64 bytes each

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from goldfish.data.datamodule import InjectedData
+from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
 from goldfish.decoding import NgramFilter
@@ -30,10 +30,10 @@ from goldfish.evaluation.parts import Part, parts, tokens_of_a_part
 from goldfish.evaluation.progress import CountTokens, TokenProgress
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
-from goldfish.files import FileError
 from goldfish.masks import Mask
-from goldfish.pretrained import load_model, load_tokenizer
+from goldfish.models.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, read_rows
+from goldfish.tools.files import FileError
 
 BLOCK = 256  # rows of training text that are read at once
 
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """What is evaluated: a model with its tokenizer, documents, how often training saw each, the mask of the training,
     the training text, in which continuations are looked up, and the n-grams that "memfree" decoding refuses."""
 
@@ -54,7 +54,7 @@ class Subject:
     ngrams: NgramFilter | None = None
 
 
-def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
+def ngrams_of(extraction: Extraction, data: InjectionDataModule) -> NgramFilter | None:
     """What "memfree" decodings of a run refuse, None if `extraction` has none: frequent n-grams of its planned rows.
 
     `data` is prepared. ValueError: the filter would be empty, or its `path` holds one of another tokenizer.
@@ -74,13 +74,13 @@ def ngrams_of(extraction: Extraction, data: InjectedData) -> NgramFilter | None:
         raise ValueError(f"evaluation.decoding=memfree: {error}") from error
 
 
-def parts_of(subject: Subject, extraction: Extraction) -> list[Part]:
+def parts_of(target: EvaluationTarget, extraction: Extraction) -> list[Part]:
     """The pieces of the evaluation, in a fixed order. ValueError if every document is too short for a setting."""
-    return parts(subject.documents, extraction, tokens_of_a_part(subject.model))
+    return parts(target.documents, extraction, tokens_of_a_part(target.model))
 
 
-def work(
-    subject: Subject,
+def evaluate_parts(
+    target: EvaluationTarget,
     extraction: Extraction,
     folder: Path | None = None,
     rank: int = 0,
@@ -89,10 +89,10 @@ def work(
 ) -> tuple[list[Row], list[Row]]:
     """Do every `world`-th part; return the rows of extraction and of membership scores, of parts kept in `folder` too."""
     rows: tuple[list[Row], list[Row]] = ([], [])
-    for part in parts_of(subject, extraction)[rank::world]:
-        made = None if folder is None else _kept_rows(_file(part, folder), part, subject)
+    for part in parts_of(target, extraction)[rank::world]:
+        made = None if folder is None else _kept_rows(_file(part, folder), part, target)
         if made is None:
-            made = _do(subject, extraction, part, progress)
+            made = _do(target, extraction, part, progress)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 RunDirectory(folder).write_rows(_file(part, folder).name, made)
@@ -110,7 +110,7 @@ def _file(part: Part, folder: Path | None) -> Path:
     return folder / f"{part.name}.parquet"
 
 
-def _kept_rows(path: Path, part: Part, subject: Subject) -> list[Row] | None:
+def _kept_rows(path: Path, part: Part, target: EvaluationTarget) -> list[Row] | None:
     """The rows of a part that was done before; None if it was not, or if the file is damaged or another part's."""
     if not path.exists():
         return None
@@ -118,14 +118,14 @@ def _kept_rows(path: Path, part: Part, subject: Subject) -> list[Row] | None:
         rows = read_rows(path)
     except FileError:
         return None
-    ids = [subject.documents[place].id for place in part.places]
+    ids = [target.documents[place].id for place in part.places]
     wanted = {} if part.setting is None else part.setting._asdict()
     is_own = all(("prefix_tokens" in row) == bool(wanted) and wanted.items() <= row.items() for row in rows)
     return rows if is_own and [row.get("document") for row in rows] == ids else None
 
 
-def finish(
-    subject: Subject,
+def summarize_parts(
+    target: EvaluationTarget,
     extraction: Extraction,
     rows: list[Row],
     members: list[Row],
@@ -140,26 +140,26 @@ def finish(
         found = similarity([row["suffix"] for row in rows], [row["generated"] for row in rows])
         for index, row in enumerate(rows):
             row |= {name: values[index].item() for name, values in found.items()}
-    if subject.training_text and extraction.training_overlap:
+    if target.training_text and extraction.training_overlap:
         for setting in extraction.settings:
             own = setting.rows(rows)
-            shares = training_overlap(np.array([row["generated_ids"] for row in own]), subject.training_text)
+            shares = training_overlap(np.array([row["generated_ids"] for row in own]), target.training_text)
             for row, share in zip(own, shares.tolist(), strict=True):
                 row["training_overlap"] = share
     out.write_rows("extraction.parquet", rows)
     if members:
         out.write_rows("membership.parquet", members)
     short = [
-        sum(len(document.ids) < setting.tokens for document in subject.documents) for setting in extraction.settings
+        sum(len(document.ids) < setting.tokens for document in target.documents) for setting in extraction.settings
     ]
     return whole(rows, members, extraction, short)
 
 
-def _do(subject: Subject, extraction: Extraction, part: Part, progress: TokenProgress | None) -> list[Row]:
+def _do(target: EvaluationTarget, extraction: Extraction, part: Part, progress: TokenProgress | None) -> list[Row]:
     if progress is not None:
         progress.begin(part.tokens)
-    with _named([subject.documents[place].id for place in part.places]):
-        rows = _rows(subject, extraction, part, silent if progress is None else progress.count)
+    with _named([target.documents[place].id for place in part.places]):
+        rows = _rows(target, extraction, part, silent if progress is None else progress.count)
     if progress is not None:
         progress.end()
     return rows
@@ -176,28 +176,28 @@ def _named(ids: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def _rows(subject: Subject, extraction: Extraction, part: Part, count: CountTokens) -> list[Row]:
-    chosen = {place: subject.documents[place] for place in part.places}
+def _rows(target: EvaluationTarget, extraction: Extraction, part: Part, count: CountTokens) -> list[Row]:
+    chosen = {place: target.documents[place] for place in part.places}
     if part.setting is None:
-        return _membership(subject, extraction, list(chosen.values()), count)
+        return _membership(target, extraction, list(chosen.values()), count)
     return extract(
-        subject.model,
-        subject.tokenizer,
-        separator_id(subject.tokenizer),
+        target.model,
+        target.tokenizer,
+        separator_id(target.tokenizer),
         chosen,
-        subject.exposures,
+        target.exposures,
         extraction,
         part.setting,
-        subject.mask,
+        target.mask,
         count,
-        subject.ngrams,
+        target.ngrams,
     )
 
 
 def _membership(
-    subject: Subject, extraction: Extraction, documents: Sequence[InjectedDocument], count: CountTokens
+    target: EvaluationTarget, extraction: Extraction, documents: Sequence[InjectedDocument], count: CountTokens
 ) -> list[Row]:
-    model, tokenizer, size = subject.model, subject.tokenizer, extraction.batch_size
+    model, tokenizer, size = target.model, target.tokenizer, extraction.batch_size
     scored = _cut(model, [extraction.scored(document) for document in documents])
     read = _read(model, tokenizer, scored, size, count)
     texts = [str(tokenizer.decode(ids)) for ids in scored]
@@ -219,7 +219,7 @@ def _membership(
             percents=extraction.percents,
             document=document.id,
         )
-        exposures = subject.exposures.get(document.id, 0)
+        exposures = target.exposures.get(document.id, 0)
         about = {"document": document.id, "split": document.split, "exposures": exposures}
         rows.append({**about, "tokens": len(scored[index]), **found})
     return rows

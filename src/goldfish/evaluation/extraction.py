@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from goldfish.checks import Count, Natural, Positive, Seed, Share, checked
+from goldfish.config.checks import Count, Natural, Positive, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
 from goldfish.decoding import MemFree, NgramFilter, Refuse

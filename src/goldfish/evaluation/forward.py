@@ -17,8 +17,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from goldfish.evaluation.progress import CountTokens
-from goldfish.onednn import LinearLayers
-from goldfish.threads import computing_with, threads_for_weights, weights_of_a_layer
+from goldfish.losses.onednn import LinearLayers
+from goldfish.tools.threads import computing_with, threads_for_weights, weights_of_a_layer
 
 Pick = Callable[..., tuple[Tensor, ...]]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-from goldfish.files import read_object
 from goldfish.runs.record import read_rows
+from goldfish.tools.files import read_object
 
 
 class Law(NamedTuple):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from goldfish.data.packing import InjectedDocument
 from goldfish.evaluation.forward import Speaker
 from goldfish.evaluation.statistics import AT_ONCE
-from goldfish.linear_loss import linear_cross_entropy
+from goldfish.losses.linear_loss import linear_cross_entropy
 
 Progress = Callable[[int], None]
 

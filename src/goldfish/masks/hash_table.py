@@ -11,7 +11,7 @@ TABLE_SIZE = 1_000_003
 TABLE_SEED = 2_971_215_073
 
 
-class HashTable:
+class HashTableMask:
     """Drop token t iff table[(product of the h ids that end AT t) mod 1 000 003] < 1/k.
 
     Kept as released, with its faults: the product does not see the order of the context, a single id 0 ties all its

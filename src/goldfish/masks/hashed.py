@@ -15,7 +15,7 @@ BASE_INVERSE = pow(BASE, -1, 1 << 64)
 BLOCK = 1 << 16  # tokens decided at a time by each CPU thread, so that the passes over them stay in its core's cache
 
 
-class Hashed:
+class HashedMask:
     """Drop token t if and only if a hash of its context is in the lowest 1/k of the signed 64-bit numbers.
 
     The same h tokens decide the same wherever they stand: in any row, batch and run, on any device. A row of two

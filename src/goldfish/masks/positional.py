@@ -7,7 +7,7 @@ from goldfish.masks.base import checked_ids, checked_k, checked_seed, checked_vi
 from goldfish.masks.hashing import at_least_one_in, mix64_, stream
 
 
-class Static:
+class StaticMask:
     """Drop every k-th token of the row: positions k-1, 2k-1, ... (arXiv 2406.10209, section 3.1).
 
     A repeated text that lands at another offset loses other tokens, so repeats end up supervised in full.
@@ -26,7 +26,7 @@ class Static:
         return (position_T % self.k != self.k - 1).expand_as(ids_BT)
 
 
-class Random:
+class RandomMask:
     """Drop each token with probability 1/k, drawn anew at every visit (arXiv 2406.10209, section 3.1).
 
     The draw is a function of (seed, visit, position), so it is the same on every device and split of the batch.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.linear_loss import target_count
+from goldfish.losses.linear_loss import target_count
 
 
 class Weighted(NamedTuple):

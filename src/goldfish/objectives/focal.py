@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from goldfish.checks import NonNegative, checked
+from goldfish.config.checks import NonNegative, checked
 from goldfish.objectives.weighting import TokenWeighting
 
 

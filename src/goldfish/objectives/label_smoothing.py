@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import ShareBelowOne, checked
-from goldfish.linear_loss import linear_loss
+from goldfish.config.checks import ShareBelowOne, checked
+from goldfish.losses.linear_loss import linear_loss
 from goldfish.objectives.base import Objective
 
 

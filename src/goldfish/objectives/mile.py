@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from goldfish.checks import NonNegative, checked
+from goldfish.config.checks import NonNegative, checked
 from goldfish.objectives.weighting import TokenWeighting
 
 

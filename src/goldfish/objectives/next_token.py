@@ -3,7 +3,7 @@
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.linear_loss import goldfish_loss, target_count
+from goldfish.losses.linear_loss import goldfish_loss, target_count
 from goldfish.objectives.base import Objective
 
 __all__ = ["NextToken", "kept_loss", "target_count"]

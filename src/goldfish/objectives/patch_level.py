@@ -13,8 +13,8 @@ from annotated_types import Ge
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import InnerShare, checked
-from goldfish.linear_loss import linear_loss, target_count
+from goldfish.config.checks import InnerShare, checked
+from goldfish.losses.linear_loss import linear_loss, target_count
 from goldfish.objectives.base import Objective
 from goldfish.objectives.next_token import NextToken
 

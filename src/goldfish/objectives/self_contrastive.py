@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import Count, Positive, checked
-from goldfish.linear_loss import linear_cross_entropy
-from goldfish.model import LlamaFromPretrained
+from goldfish.config.checks import Count, Positive, checked
+from goldfish.losses.linear_loss import linear_cross_entropy
+from goldfish.models.llama import LlamaFromPretrained
 from goldfish.objectives.base import Objective
 
 MAKE_ONE = "goldfish-train mask=none trainer.max_steps=100 run_dir=logs/premature"

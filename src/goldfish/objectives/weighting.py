@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.linear_loss import linear_loss
+from goldfish.losses.linear_loss import linear_loss
 from goldfish.objectives.base import Objective, Weighted
 
 

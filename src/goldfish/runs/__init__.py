@@ -1,1 +1,1 @@
-"""Runs on disk: the run directory and the report made of many."""
+"""Runs on disk: the run directory, the processes that fill it, and the locks between them."""

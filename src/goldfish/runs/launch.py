@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from goldfish.files import safe
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
 from goldfish.runs.owner import PARENT, is_abandoned
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
+from goldfish.tools.files import safe
 
 ENDED = ("finished", "failed", "refused", "interrupted")
 LOCK = ".lock"
-MOST_THREADS = 1024  # as goldfish.checks.Threads
+MOST_THREADS = 1024  # as goldfish.config.checks.Threads
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _run(
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.name for gpu in leased)
     with (run_dir / "job.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "goldfish.job", str(run_dir), command],
+            [sys.executable, "-m", "goldfish.jobs.process", str(run_dir), command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

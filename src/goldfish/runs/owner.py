@@ -41,11 +41,15 @@ def owner(path: Path) -> int | None:
 def is_abandoned(path: Path) -> bool:
     """Whether `path` is one that `owned` returned to a process of this machine that is gone."""
     pid = owner(path)
+    if pid is None:
+        return False
     try:
-        if pid is not None:
-            os.kill(pid, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass
-    return False
+        return False
+    try:  # a process that was killed stays in the table until its parent collects it: state Z
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:  # gone by now, or not Linux
+        return Path("/proc/self").exists()

@@ -28,8 +28,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from goldfish.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
+from goldfish.config.former_names import with_current_names
 from goldfish.runs.owner import owned
+from goldfish.tools.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1
@@ -61,7 +62,7 @@ def label(config: dict[str, Any]) -> str:
     mask = config["mask"]
     if mask.get("k") is None:
         return "standard"
-    return f"{mask['_target_'].rpartition('.')[2].lower()}_k{mask['k']}"
+    return f"{mask['_target_'].rpartition('.')[2].removesuffix('Mask').lower()}_k{mask['k']}"
 
 
 def run_dir_of(config: dict[str, Any]) -> Path:
@@ -148,8 +149,9 @@ class RunDirectory:
         write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
-        """The frozen configuration; FileError if it is damaged."""
-        return read_yaml(self.path / "config.yaml")
+        """The frozen configuration, classes by their current names; FileError if it is damaged."""
+        config: dict[str, Any] = with_current_names(read_yaml(self.path / "config.yaml"))
+        return config
 
     def documents(self) -> list[dict[str, Any]]:
         """The injected and never-seen documents; FileError names the line that is wrong."""

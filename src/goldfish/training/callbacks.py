@@ -213,12 +213,12 @@ def stoppable(report: Callable[..., None], requested: Callable[[], bool]) -> Cal
     That work keeps what it has finished, or is short of a training step's work; the same command continues.
     """
 
-    def say(message: str, **numbers: Any) -> None:
+    def on_progress(message: str, **numbers: Any) -> None:
         if requested():
             raise Interrupted(f"stopped while {message}; the same command continues")
         report(state=message, **numbers)
 
-    return say
+    return on_progress
 
 
 class Interrupted(Exception):

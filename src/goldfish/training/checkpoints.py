@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from goldfish.files import FileError, read_object, reason
 from goldfish.runs.owner import owned
+from goldfish.tools.files import FileError, read_object, reason
 
 _SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
 _CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger one is not
@@ -79,7 +79,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def damage(path: Path) -> str | None:
+def checkpoint_error(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is. Nothing that it holds is executed.
 
     The checksums of a file are compared; of a folder's files the sizes, and the checksums of their first and last 64 MiB.
@@ -96,7 +96,7 @@ def damage(path: Path) -> str | None:
     return f"the checksum of {wrong_part} is wrong" if wrong_part else None
 
 
-def other_model(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
+def model_mismatch(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
     """How the weights in a checkpoint's file differ from a model's shapes by name; None if they do not."""
     whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     weights = whole.get("state_dict") if isinstance(whole, dict) else None
@@ -163,7 +163,7 @@ def forget_previous(last: Path) -> None:
         previous.unlink(missing_ok=True)
 
 
-def newest(last: Path, say: Callable[[str], None]) -> Path | None:
+def latest_checkpoint(last: Path, on_warning: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint, None if there never was one. A damaged one is named, put aside, and not used.
 
     ValueError if there is none but damaged ones.
@@ -172,10 +172,10 @@ def newest(last: Path, say: Callable[[str], None]) -> Path | None:
     for path in (last, last.with_stem("previous")):
         if not path.exists():
             continue
-        if (reason := damage(path)) is None:
+        if (reason := checkpoint_error(path)) is None:
             return path
         bad.append(f"{path} is damaged: {reason}")
-        say(bad[-1])
+        on_warning(bad[-1])
         aside = path.with_stem("damaged")
         with contextlib.suppress(FileNotFoundError):  # another process of the run did it
             if aside.is_dir():
@@ -188,7 +188,7 @@ def newest(last: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def as_file(folder: Path, out: Path) -> Path:
+def consolidate(folder: Path, out: Path) -> Path:
     """Make one file of a sharded checkpoint, for strategies that read no folders."""
     from lightning.fabric.utilities.load import _load_distributed_checkpoint
 

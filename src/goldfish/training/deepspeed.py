@@ -12,10 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import Count, checked
-from goldfish.extras import install, require
+from goldfish.config.checks import Count, checked
+from goldfish.models.estimate import Precision
+from goldfish.tools.extras import install, require
 from goldfish.training.checkpoints import whole_folder
-from goldfish.training.strategies import Precision, StepsOutside, Strategy
+from goldfish.training.strategies import StepsOutside, Strategy
 
 
 class DeepSpeed(Strategy):

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from goldfish.checks import NonNegative, Positive, Share, ShareBelowOne, checked
+from goldfish.config.checks import NonNegative, Positive, Share, ShareBelowOne, checked
 
 
 class AdamW:

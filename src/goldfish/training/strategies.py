@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import Count, checked
+from goldfish.config.checks import Count, checked
+from goldfish.models.estimate import Precision
 from goldfish.training.checkpoints import whole_folder
 
-Precision = Literal["32-true", "bf16-true", "bf16-mixed"]
 PARALLEL_LAYERS = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ColwiseParallel),
     **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), RowwiseParallel),

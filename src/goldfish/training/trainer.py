@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from goldfish.checks import Count, Positive, checked
+from goldfish.config.checks import Count, Positive, checked
 from goldfish.training.callbacks import Saving
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy

@@ -12,15 +12,15 @@ import torch
 from transformers import LlamaForCausalLM
 
 from goldfish.config import build
-from goldfish.data.datamodule import InjectedData
-from goldfish.data.packing import Say
+from goldfish.data.datamodule import InjectionDataModule
+from goldfish.data.packing import OnProgress
 from goldfish.evaluation.extraction import Extraction
-from goldfish.files import FileError, read_csv, read_object
-from goldfish.linear_loss import target_count
+from goldfish.losses.linear_loss import target_count
 from goldfish.masks import Mask
 from goldfish.objectives import Objective
 from goldfish.objectives.next_token import NextToken
 from goldfish.runs.record import RunDirectory
+from goldfish.tools.files import FileError, read_csv, read_object
 from goldfish.unlearning.module import Batches
 from goldfish.unlearning.objectives import Method
 from goldfish.unlearning.questions import Row
@@ -32,7 +32,7 @@ METHODS = "gradient_ascent, gradient_difference, kl, npo or simnpo"
 class Parts:
     """What of the run's frozen configuration is needed: not its model or devices."""
 
-    def __init__(self, data: InjectedData, mask: Mask, objective: Objective, evaluation: Extraction) -> None:
+    def __init__(self, data: InjectionDataModule, mask: Mask, objective: Objective, evaluation: Extraction) -> None:
         self.data, self.mask, self.objective, self.evaluation = data, mask, objective, evaluation
 
 
@@ -73,8 +73,8 @@ class InjectedDocuments:
             )
         return None
 
-    def parts(self, say: Say = lambda message, **numbers: None) -> Parts:
-        """The run's data (from the cache, else prepared again; `say` is told), mask, objective and evaluation.
+    def parts(self, on_progress: OnProgress = lambda message, **numbers: None) -> Parts:
+        """The run's data (from the cache, else prepared again; `on_progress` is told), mask, objective and evaluation.
 
         ValueError if the text that the data is made of has changed since the run.
         """
@@ -82,7 +82,7 @@ class InjectedDocuments:
         parts = build(
             Parts, {key: self._config[key] for key in keys if key in self._config}, self.folder / "config.yaml"
         )
-        documents = [vars(document) for document in parts.data.prepare(say).documents]
+        documents = [vars(document) for document in parts.data.prepare(on_progress).documents]
         if documents != RunDirectory(self.folder).documents():
             raise ValueError(
                 f"questions.run={str(self.folder)!r}: its text has changed since (other documents are injected now); "
@@ -95,7 +95,7 @@ class InjectedDocuments:
         """How often the run saw each of its injected documents, by id; those that it never saw are left out."""
         return dict(Counter(row["document"] for row in read_csv(self.folder / "exposures.csv", ["document"])))
 
-    def rows(self, data: InjectedData, count: int, seed: int) -> tuple[list[Row], list[Row]]:
+    def rows(self, data: InjectionDataModule, count: int, seed: int) -> tuple[list[Row], list[Row]]:
         """The documents that were seen, each after the separator, and `count` windows of the background, as long.
 
         Nothing is tokenized again and no end is added. A window is the text of a training row: its first token is the prompt.
@@ -132,7 +132,7 @@ class InjectedDocuments:
 
 
 @torch.no_grad()
-def validation_loss(model: LlamaForCausalLM, data: InjectedData, objective: Objective) -> float:
+def validation_loss(model: LlamaForCausalLM, data: InjectionDataModule, objective: Objective) -> float:
     """val/loss of training: the mean over all targets of the run's validation rows, in nats, nothing masked."""
     model.eval()
     loss, count = 0.0, 0

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from goldfish.checks import Seed, checked
+from goldfish.config.checks import Seed, checked
 from goldfish.data.corpus import Factbook
 from goldfish.unlearning.questions import Question, Questions
 

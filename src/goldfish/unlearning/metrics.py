@@ -17,7 +17,7 @@ METRICS = ("probability", "rouge_l", "truth_ratio")
 
 
 @torch.no_grad()
-def measure(
+def evaluate_answers(
     model: LlamaForCausalLM,
     encoder: Encoder,
     measured: Mapping[str, Sequence[Question]],

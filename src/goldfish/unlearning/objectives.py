@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from transformers import LlamaForCausalLM
 
-from goldfish.checks import NonNegative, Positive, checked
+from goldfish.config.checks import NonNegative, Positive, checked
 from goldfish.objectives.next_token import kept_loss
 from goldfish.unlearning.questions import Rows
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from goldfish.data.tokenizer import encode, separator_id
-from goldfish.files import FileError, is_encodable, json_lines, opened, read_json
+from goldfish.tools.files import FileError, is_encodable, json_lines, opened, read_json
 
 HUB = "locuslab/TOFU"
 SETS = ("forget", "retain", "real_authors", "world_facts")  # what is measured

@@ -7,8 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Column, Table
 
-from goldfish.files import read_object
 from goldfish.runs.record import write_atomically
+from goldfish.tools.files import read_object
 
 SHOWN = {
     "seed": "seed",
@@ -48,7 +48,7 @@ def draw(frame: pd.DataFrame) -> str:
     """SVG: forget quality over model utility, a mark a method."""
     from matplotlib.figure import Figure
 
-    from goldfish.runs.figures import GREY, looks, style, svg_text
+    from goldfish.report.figures import GREY, looks, style, svg_text
 
     with style():
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from goldfish.extras import package_folder, require
+from goldfish.tools.extras import package_folder, require
 
 
 class Document(NamedTuple):

@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from goldfish.data.corpus.base import Corpus, Document
-from goldfish.extras import install, require
+from goldfish.tools.extras import install, require
 
 Form = Literal["nfkc", "soft_hyphens", "spaces"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from goldfish.checks import Count, checked
+from goldfish.config.checks import Count, checked
 from goldfish.data.corpus.base import Document, sha256_of_text
-from goldfish.files import is_encodable
+from goldfish.tools.files import is_encodable
 
 
 class Docstrings:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from goldfish.checks import Count, checked
+from goldfish.config.checks import Count, checked
 from goldfish.data.corpus.base import Document, InstalledText
 
 

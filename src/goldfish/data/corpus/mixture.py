@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from goldfish.checks import Positive, checked
+from goldfish.config.checks import Positive, checked
 from goldfish.data.corpus.base import Corpus, Document, sha256_of_text
 
 

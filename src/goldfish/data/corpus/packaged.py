@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from goldfish.data.corpus.base import Document, InstalledText
-from goldfish.extras import install
+from goldfish.tools.extras import install
 
 
 class Shakespeare(InstalledText):

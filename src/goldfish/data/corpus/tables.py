@@ -8,7 +8,7 @@ from typing import Any
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
 from goldfish.data.corpus.text import files_of
-from goldfish.files import PARQUET, FileError, is_encodable, json_lines, reading, reason
+from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, reading, reason
 
 
 class _Rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
-from goldfish.files import opened
+from goldfish.tools.files import opened
 
 
 class TextFiles:

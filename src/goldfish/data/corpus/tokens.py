@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
-from goldfish.files import FileError
+from goldfish.tools.files import FileError
 
 BLOCK = 1 << 22  # ids looked at together in search of separators
 

@@ -1,0 +1,213 @@
+"""What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
+
+import hashlib
+import shutil
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from goldfish.config import build
+from goldfish.config.checks import Count, Natural
+from goldfish.data.datamodule import InjectionDataModule
+from goldfish.data.documents import read_documents
+from goldfish.data.packing import InjectedDocument
+from goldfish.data.tokenizer import encode, separator_id
+from goldfish.evaluation.engine import EvaluationTarget, ngrams_of, processes
+from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
+from goldfish.evaluation.similarity import Similarity
+from goldfish.evaluation.summary import SPLITS
+from goldfish.evaluation.utility import HARNESS, MAUVE, find_tasks, harness, mauve
+from goldfish.masks import Mask, NoMask
+from goldfish.models.pretrained import load_model, load_tokenizer
+from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.tools.extras import require
+from goldfish.tools.files import read_csv, read_yaml
+from goldfish.tools.threads import cores, use_threads
+from goldfish.training.strategies import Strategy
+
+
+class EvaluationJob:
+    """The top of conf/eval.yaml, built. ValueError if something does not exist or does not fit together."""
+
+    def __init__(
+        self,
+        evaluation: Extraction,
+        strategy: Strategy,
+        run: str | None = None,
+        model_folder: str | None = None,
+        documents: str | None = None,
+        out: str | None = None,
+        similarity: Similarity | None = None,
+        perplexity: str | None = None,
+        mauve: bool = False,
+        tasks: list[str] | None = None,
+        task_folder: str | None = None,
+        task_shots: Natural | None = None,
+        task_limit: Count | None = None,
+    ) -> None:
+        if (run is None) == (model_folder is None):
+            raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
+        if model_folder is not None and documents is None:
+            raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
+        for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
+            if path is not None and not Path(path).exists():
+                raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
+        if run is not None and not RunDirectory(Path(run)).finished:
+            raise ValueError(f"run={run}: no finished run there (no result.json)")
+        if run is not None and not (Path(run) / "exposures.csv").is_file():
+            raise ValueError(
+                f"run={run}: a run of goldfish-unlearn, which keeps no exposures; type model={run}/model documents=FILE "
+                f"(for injected documents that it unlearned: documents={run}/documents.jsonl)"
+            )
+        if perplexity == "validation" and run is None:
+            raise ValueError(
+                "perplexity=validation: that is a run's validation text; give run=RUN_DIR, or a documents file"
+            )
+        if perplexity not in (None, "validation") and not Path(perplexity or "").exists():
+            raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
+        if mauve and similarity is None:
+            raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
+        if mauve:
+            require(*MAUVE)
+        if tasks:
+            require(*HARNESS)
+            find_tasks(tasks, task_folder)  # a mistyped name is told before the extraction
+        self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
+        self.tasks: dict[str, Any] | None = None
+        if tasks:
+            self.tasks = dict(tasks=tasks, task_folder=task_folder, shots=task_shots, limit=task_limit)
+        self.accelerator = strategy.accelerator
+        self.processes = processes(strategy.devices, self.accelerator)
+        self.run = None if run is None else Path(run)
+        self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
+        self.documents = None if documents is None else Path(documents)
+        folder = Path("logs", "evaluations", self.model.name) if self.run is None else self.run / "evaluations"
+        self.out = Path(out) if out is not None else folder / _name(evaluation)
+
+    def claim(self, config: dict[str, Any]) -> bool:
+        """Freeze the configuration in `out`; True if an unfinished evaluation is continued there.
+
+        ValueError if the folder holds a finished evaluation, or an unfinished one of another configuration.
+        """
+        frozen = self.out / "config.yaml"
+        if (self.out / "summary.json").exists():
+            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
+            raise ValueError(
+                f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
+            )
+        if frozen.exists():
+            if _identity(read_yaml(frozen)) != _identity(config):
+                raise ValueError(
+                    f"{self.out} holds an unfinished evaluation of another configuration; nothing was changed. "
+                    "Give another out=..., or remove it"
+                )
+            return True
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
+        return False
+
+    def load(self, rank: int = 0) -> EvaluationTarget:
+        """Read the model and the documents; ValueError names a file that is not what it should be."""
+        use_threads(cores(self.processes))
+        tokenizer = load_tokenizer(self.model)
+        model = load_model(self.model, dtype=getattr(torch, self.evaluation.precision))
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            raise ValueError(
+                f"{self.model}: the model knows {model.get_input_embeddings().num_embeddings} tokens, its tokenizer "
+                f"{len(tokenizer)}; they do not belong together"
+            )
+        mask: Mask = NoMask()
+        exposures: Counter[str] = Counter()
+        text: list[np.ndarray] = []
+        ngrams = None
+        documents = self._documents(tokenizer)
+        if self.run is not None:
+            config = RunDirectory(self.run).config()
+            mask = build(_OnlyMask, {"mask": config.get("mask")}, self.run / "config.yaml").mask
+            exposures.update(row["document"] for row in read_csv(self.run / "exposures.csv", ["document"]))
+            if self.evaluation.training_overlap and rank == 0:
+                injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
+                text = [self._data.prepare().background, *injected]
+            if self.evaluation.needs_ngrams:
+                self._data.prepare()
+                self._data.meet_budget(mask)
+                ngrams = ngrams_of(self.evaluation, self._data)
+        elif self.evaluation.needs_ngrams:
+            ngrams = self.evaluation.memfree.filter(tokenizer, None)
+        cuda = self.accelerator != "cpu" and torch.cuda.is_available()
+        model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
+        return EvaluationTarget(model, tokenizer, documents, dict(exposures), mask, text, ngrams)
+
+    def utility(self, target: EvaluationTarget, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """Add to the summary what was asked for: `perplexity`, MAUVE of each setting and split, `tasks`."""
+        if self.perplexity is not None:
+            summary["perplexity"] = self._losses(target).summary()
+        features = None if self.similarity is None else self.similarity.embed
+        for setting, part in zip(self.evaluation.settings, summary["settings"], strict=True) if self.mauve else []:
+            for split in SPLITS:
+                own = [row for row in setting.rows(rows) if row["split"] == split]
+                if len(own) > 1:
+                    texts = [row["suffix"] for row in own], [row["generated"] for row in own]
+                    part[split]["mauve"] = mauve(*texts, features=features)
+        if self.tasks is not None:
+            summary["tasks"] = harness(self.model, **self.tasks)
+
+    @cached_property
+    def _data(self) -> InjectionDataModule:
+        """The run's data; finding them in the cache reads the whole corpus."""
+        assert self.run is not None
+        data = RunDirectory(self.run).config().get("data")
+        return build(InjectionDataModule, data if isinstance(data, dict) else {}, self.run / "config.yaml")
+
+    def _losses(self, target: EvaluationTarget) -> Losses:
+        size = self.evaluation.batch_size
+        if self.perplexity == "validation":
+            stream, length = self._data.prepare().validation, self._data.sequence_length
+            tokens = self._data.validation_tokens
+            return stream_losses(target.model, stream, length, tokens, target.tokenizer, size)
+        documents = self._read(Path(str(self.perplexity)), target.tokenizer)
+        length = getattr(target.model.config, "max_position_embeddings", None) or 2048
+        if self.run is not None:  # rows as in training
+            length = RunDirectory(self.run).config()["data"]["sequence_length"]
+        return document_losses(target.model, documents, separator_id(target.tokenizer), length, size)
+
+    def _documents(self, tokenizer: Any) -> list[InjectedDocument]:
+        return self._own_documents() if self.documents is None else self._read(self.documents, tokenizer)
+
+    def _read(self, path: Path, tokenizer: Any) -> list[InjectedDocument]:
+        entries = read_documents(path)
+        ids = encode(tokenizer, [entry.text for entry in entries])
+        return [InjectedDocument(e.id, e.split, tokens, e.text) for e, tokens in zip(entries, ids, strict=True)]
+
+    def _own_documents(self) -> list[InjectedDocument]:
+        assert self.run is not None
+        return [InjectedDocument(**row) for row in RunDirectory(self.run).documents()]
+
+
+class _OnlyMask:
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides the rows: not on how many devices they are computed, and in what batches."""
+    asked = config.get("evaluation")
+    evaluation = {k: v for k, v in asked.items() if k != "batch_size"} if isinstance(asked, dict) else asked
+    return {**config, "evaluation": evaluation, "strategy": None}
+
+
+def _name(evaluation: Extraction) -> str:
+    """A folder for the settings: their numbers if there is one setting, and a hash of all of them if there are several."""
+    main = evaluation.main
+    name = f"prefix{main.prefix_tokens}_suffix{main.suffix_tokens}"
+    if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy", "document"):
+        return name
+    # Settings with the separator keep the name that they had before there were others.
+    settings = repr(evaluation.settings).replace(", bos='document'", "")
+    return f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"

@@ -1,0 +1,133 @@
+"""The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
+
+from pathlib import Path
+from typing import Annotated, Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Le
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from goldfish.config.checks import Count, Positive, ShareBelowOne, checked
+from goldfish.models.pretrained import load_config, load_model
+from goldfish.tools.files import FileError, read_object
+
+
+class LlamaSource(Protocol):
+    """Makes the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown.
+
+    `config` is the model's without its weights: nothing is read or allocated but numbers.
+    """
+
+    max_length: int | None
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig: ...
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM: ...
+
+
+class LlamaFromConfig:
+    """A Llama with fresh weights.
+
+    `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP,
+    `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `norm_eps`: added to the variance in the norms,
+    `max_length`: longest sequence in tokens, `dropout`: share of attention weights, and of the outputs of embedding,
+    attention and MLP, that are set to zero in training.
+    """
+
+    @checked
+    def __init__(
+        self,
+        hidden_size: Count,
+        layers: Annotated[int, Ge(1), Le(1000)],
+        heads: Count,
+        intermediate_size: Count,
+        kv_heads: Count | None = None,
+        tie_embeddings: bool = True,
+        rope_theta: Positive = 10000.0,
+        norm_eps: Positive = 1e-6,
+        max_length: Count = 2048,
+        dropout: ShareBelowOne = 0.0,
+    ) -> None:
+        if hidden_size % (2 * heads):
+            raise ValueError(
+                f"hidden_size={hidden_size}: must be a multiple of 2 x heads={heads}, since rotary embeddings turn a head's "
+                f"numbers in pairs; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
+            )
+        if heads % (kv_heads or heads):
+            raise ValueError(
+                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head"
+            )
+        self.max_length: int | None = max_length
+        self._dropout = dropout
+        self._config: dict[str, Any] = dict(
+            attention_dropout=dropout,
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads or heads,
+            intermediate_size=intermediate_size,
+            tie_word_embeddings=tie_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            rms_norm_eps=norm_eps,
+            max_position_embeddings=max_length,
+            attn_implementation="sdpa",
+        )
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The model's configuration."""
+        ids: dict[str, Any] = dict(bos_token_id=separator_id, eos_token_id=separator_id, pad_token_id=None)
+        return LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32, its weights a function of `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(self.config(vocab_size, separator_id))
+        if self._dropout:  # transformers' Llama knows that of attention weights only
+            outputs = [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp)]
+            for part in (model.model.embed_tokens, *outputs):
+                part.register_forward_hook(lambda part, _, out: F.dropout(out, self._dropout, part.training))
+        return model
+
+
+class LlamaFromPretrained:
+    """A Llama whose weights are loaded from a Hugging Face folder (safetensors only).
+
+    `path`: the folder; a relative path is looked up from where the command was typed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise ValueError(
+                f"path={path!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+            )
+        config = read_object(self.path / "config.json")
+        if config.get("model_type") != "llama":
+            raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
+        self.max_length: int | None = config.get("max_position_embeddings")
+        if not isinstance(self.max_length, int | None):
+            raise FileError(
+                f"{self.path / 'config.json'}: max_position_embeddings={self.max_length!r:.40} is no whole number"
+            )
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The folder's configuration; ValueError if its vocabulary is too small."""
+        config = cast(LlamaConfig, load_config(self.path, attn_implementation="sdpa"))
+        if config.vocab_size < vocab_size:
+            raise ValueError(
+                f"path={str(self.path)!r}: the model knows {config.vocab_size} tokens, the tokenizer {vocab_size}; "
+                "use the tokenizer that belongs to the model: data/tokenizer=pretrained data.tokenizer.path=..."
+            )
+        return config
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32, whatever the files' type; ValueError if its vocabulary is too small."""
+        model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
+        return cast(LlamaForCausalLM, model)
+
+
+def count_parameters(model: LlamaForCausalLM) -> int:
+    """Number of trained parameters, tied weights counted once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

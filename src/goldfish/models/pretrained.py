@@ -1,0 +1,102 @@
+"""Hugging Face folders: model and tokenizer are read whole, or refused in a sentence that names the folder.
+
+Only safetensors are read, and no code of a folder is run. Safetensors have no checksum: a flipped bit inside a weight is
+another weight.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from goldfish.tools.files import FileError, read_object, reading
+
+_ADVICE = "; give a folder that save_pretrained wrote (safetensors), or copy it again"
+
+
+def load_config(folder: Path | str, **options: Any) -> PretrainedConfig:
+    """The folder's configuration; FileError if there is none."""
+    folder = Path(folder)
+    read_object(folder / "config.json")
+    with reading(folder / "config.json", "a model's configuration", _ADVICE):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    return config
+
+
+def load_model(folder: Path | str, config: PretrainedConfig | None = None, **options: Any) -> Any:
+    """The causal language model of a folder; `options` as of `from_pretrained`, such as dtype.
+
+    FileError if a weight is missing, has another shape, or does not belong to the configuration: transformers would fill
+    a missing one with random numbers.
+    """
+    folder = Path(folder)
+    config = load_config(folder) if config is None else config
+    with reading(folder, "a whole Hugging Face model", _ADVICE):
+        _check_size(folder, config)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    model, about = loaded
+    wrong = sorted(map(str, [*about["missing_keys"], *about.get("mismatched_keys", ())]))
+    if wrong:
+        raise FileError(
+            f"{folder}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]!r}{_ADVICE}"
+        )
+    return model
+
+
+def load_tokenizer(folder: Path | str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; FileError if there is none, or a damaged one."""
+    folder = Path(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+    with reading(folder, "a folder with a whole Hugging Face tokenizer", _ADVICE):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+        tokenizer("a")  # some damage shows only in use
+    return tokenizer
+
+
+def _check_size(folder: Path, config: PretrainedConfig) -> None:
+    """Raise FileError if the configuration describes a larger model than the files hold, before memory is taken for it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with reading(file, "a safetensors file", _ADVICE), safe_open(file, "pt") as content:
+            for name in content.keys():  # noqa: SIM118 (no mapping)
+                if not name.isprintable():
+                    raise FileError(f"{file}: the name {name!r} of a weight holds control characters")
+                shapes[name] = tuple(content.get_slice(name).get_shape())
+    tensors, held = len(shapes), sum(math.prod(shape) for shape in shapes.values())
+    if not tensors:
+        raise FileError(f"{folder}: no weights there (*.safetensors){_ADVICE}")
+    if getattr(config, "quantization_config", None) is not None:
+        return  # several weights may lie in one number
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > tensors:
+        raise FileError(f"{folder}: config.json describes {layers} layers, the files hold {tensors} tensors{_ADVICE}")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if model.num_parameters() > held:
+        raise FileError(
+            f"{folder}: config.json describes {model.num_parameters():,} numbers, the files hold {held:,}; they do not belong "
+            f"together{_ADVICE}"
+        )
+    for name, weight in model.state_dict().items():
+        if shapes.get(name, tuple(weight.shape)) != tuple(weight.shape):
+            raise FileError(
+                f"{folder}: {name} is of shape {shapes[name]}, and by config.json of {tuple(weight.shape)}; they do not belong "
+                f"together{_ADVICE}"
+            )

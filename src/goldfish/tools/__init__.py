@@ -1,0 +1,1 @@
+"""Files, terminal, threads and optional packages: what every other room uses and no study changes."""
