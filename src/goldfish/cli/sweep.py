@@ -12,7 +12,7 @@ from typing import Any
 
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
-from goldfish.runs.owner import owned
+from goldfish.runs.owner import end_workers_with_this_process, owned
 from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.tools.terminal import Console
@@ -74,6 +74,7 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
         console.print(f"{path} is being run by another command", highlight=False)
     if not todo:
         return elsewhere
+    end_workers_with_this_process()
     before = {path: RunDirectory(path).progress() for path in todo}
     names = {path: path.name for path in todo}
     came: dict[Path, Outcome | BaseException | None] = {}

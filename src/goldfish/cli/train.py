@@ -6,7 +6,6 @@ One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) a sweep.
 import contextlib
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from goldfish.cli.errors import exit_with_reason
 from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
-from goldfish.runs.owner import die_with_parent, is_abandoned, owner
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.tools.terminal import Console
@@ -94,9 +92,6 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     if RunDirectory(run_dir).finished:  # put back into a queue after its end
         return Outcome(run_dir, "finished")
     sweep = Path(os.environ["GOLDFISH_SWEEP"])
-    # joblib's workers outlive a killed sweep by five minutes. In this order: the sweep may be killed between the two.
-    if owner(sweep) == os.getppid() or is_abandoned(sweep):
-        die_with_parent(signal.SIGTERM, owner(sweep))
     try:
         return launch(config, run_dir, command, sweep)
     except RunDirectoryError as error:
