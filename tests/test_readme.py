@@ -1,6 +1,6 @@
 """What README.md and the pages of docs/ tell people to type works, in the order in which it stands there.
 
-README.md is typed with no more installed than it says, docs/ in the environment of the tests.
+README.md and docs/commands.md are typed with no more installed than they say, other pages in the tests' environment.
 """
 
 import re
@@ -15,6 +15,7 @@ from environments import DEVELOPMENT, ROOT, Environment
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+COMMANDS = PAGES["docs/commands.md"]
 # make's targets are tested by typing them (make -n), the quickstart by its command; tensorboard does not end by itself.
 PRELUDE = f"""
 make() {{
@@ -26,16 +27,17 @@ tensorboard() {{ timeout 20 tensorboard "$@" 2>&1 | grep "TensorBoard .* at"; }}
 
 
 def blocks() -> list[list[str]]:
-    """The lines of each block of the README, but for what needs a network."""
+    """The lines of each block of README.md and docs/commands.md, without what needs a network."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
-        found.append([line for line in block.splitlines() if line and not line.startswith(("#", "git clone"))])
+    for block in re.findall(r"```bash\n(.*?)```", README + COMMANDS, flags=re.DOTALL):
+        found.append([line for line in block.splitlines() if line and not line.startswith(("#", "git clone", "source "))])
     return found
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
-    assert len(README.splitlines()) <= 150
-    assert sum(map(len, blocks())) > 8
+    lines = README.splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 120
+    assert sum(map(len, blocks())) > 18
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
 
@@ -79,7 +81,7 @@ def fenced(text: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```bash" in text])
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```bash" in text and text != COMMANDS])
 def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cache):
     write_texts(tmp_path)
     script = ""
