@@ -30,7 +30,9 @@ def blocks() -> list[list[str]]:
     """The lines of each block of README.md and docs/commands.md, without what needs a network."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", README + COMMANDS, flags=re.DOTALL):
-        found.append([line for line in block.splitlines() if line and not line.startswith(("#", "git clone", "source "))])
+        found.append(
+            [line for line in block.splitlines() if line and not line.startswith(("#", "git clone", "source "))]
+        )
     return found
 
 
