@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Three small benchmarks of the runs of extreme_memorization, where they are missing: pip install "goldfish[benchmarks]" first.
+# Measure three small benchmarks of the runs of extreme_memorization that have none yet.
+# Needs: pip install "goldfish[benchmarks]"
 set -euo pipefail
 python "$(dirname "$0")/benchmarks_tasks.py" logs/benchmarks
 for result in logs/extreme_memorization/*/result.json; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Embeddings, BERTScore and MAUVE of the runs of k_sweep, where they are missing: pip install "goldfish[mauve]" first.
+# Measure embeddings, BERTScore and MAUVE of the runs of k_sweep that have none yet. Needs: pip install "goldfish[mauve]"
 set -euo pipefail
 for result in logs/k_sweep/*/result.json; do
   run=$(dirname "$result")
