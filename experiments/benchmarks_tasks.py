@@ -1,4 +1,4 @@
-"""Multiple choice from the facts of the CIA World Factbook, as tasks of lm-evaluation-harness: no hub is asked.
+"""Write multiple-choice tasks of lm-evaluation-harness from the CIA World Factbook. Needs no hub.
 
 python experiments/benchmarks_tasks.py FOLDER    writes capitals, continents and nationalities: .yaml and .json
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from goldfish.data.corpus import Factbook
 
-# name -> the fact's place in a country's article, and what is asked
+# name -> the fact's place in a country's article, and the prompt
 TASKS = {
     "capitals": (("Government", "Capital", "name"), "The capital of {country} is"),
     "continents": (("Geography", "Map references"), "On a map of the world, {country} is in"),

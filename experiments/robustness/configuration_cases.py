@@ -1,7 +1,8 @@
-"""Configurations to try: valid ones of goldfish-train, goldfish-eval and goldfish-unlearn, with one to three changes anywhere.
+"""Draw configurations of goldfish-train, goldfish-eval and goldfish-unlearn: valid ones with one to three changes.
 
-What may be changed is read from the constructors' annotations, so a new key is tried from the day it is there. Changes are
-values at and beyond the bounds, of wrong types, huge, not finite, empty, in other scripts, of files that do not exist.
+What may be changed is read from the constructors' annotations, so a new key is tried as soon as it exists. The
+changed values are at and beyond the bounds, of wrong types, huge, not finite, empty, in other scripts, or files that do
+not exist.
 """
 
 import json
@@ -55,7 +56,7 @@ UNLEARN = [
 ]
 EVALUATE = ["run=run", "evaluation.prefix_tokens=8", "evaluation.suffix_tokens=4"]
 PARTS = {"train": (Job, TRAIN), "eval": (EvaluationJob, EVALUATE), "unlearn": (UnlearningJob, UNLEARN)}
-# Files of conf/ that a case may choose; the others need text, weights or packages, and are tried in tests/config/test_build.py.
+# Files of conf/ that a case may choose. The others need text, weights or packages: tests/config/test_build.py tries them.
 GROUPS = {
     "train": ["mask", "objective", "optimizer", "schedule", "strategy", "data/injection"],
     "eval": ["strategy"],
@@ -76,19 +77,19 @@ OPTIONS = [
 
 
 class Case(NamedTuple):
-    """A command, its valid overrides, and what is changed: dotted key -> value; `...` removes the key."""
+    """A command, its valid overrides, and the changes: dotted key -> value; `...` removes the key."""
 
     command: str
     overrides: tuple[str, ...]
     changes: tuple[tuple[str, Any], ...]
 
     def line(self) -> str:
-        """As a person would type it."""
+        """Return the command as a person would type it."""
         changed = [f"~{key}" if value is ... else f"++{key}={_quoted(value)}" for key, value in self.changes]
         return shlex.join([f"goldfish-{self.command}", *PARTS[self.command][1], *self.overrides, *changed])
 
     def config(self) -> dict[str, Any]:
-        """Composed, as plain values."""
+        """Return the composed configuration as plain values."""
         config = json.loads(_base(self.command, self.overrides))
         for key, value in self.changes:
             *path, last = key.split(".")
@@ -118,7 +119,7 @@ def _base(command: str, overrides: tuple[str, ...]) -> str:
 
 
 def keys(cls: type, node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a configuration with the annotation of its constructor, at any depth."""
+    """Yield every key of a configuration, at any depth, with the annotation of its constructor."""
     constructor: Any = cls
     hints = get_type_hints(constructor.__init__, include_extras=True)
     for name, value in node.items():
@@ -129,7 +130,7 @@ def keys(cls: type, node: dict[str, Any], path: str = "") -> Iterator[tuple[str,
 
 
 def values(hint: Any) -> list[Any]:
-    """What is tried in the place of a value of this type: of the type, mostly; see also OTHERS."""
+    """Return the values that replace a value of this type, mostly of the same type; see also OTHERS."""
     origin, parts = get_origin(hint), get_args(hint)
     if not is_plain(hint):
         return [{"_target_": "goldfish.masks.StaticMask"}, {"_target_": "os.system"}, {"_target_": 3}, {"a": 1}]
@@ -149,7 +150,7 @@ def values(hint: Any) -> list[Any]:
 
 
 def case_of(number: int, commands: Sequence[str]) -> Case:
-    """A valid configuration with up to three changes, a function of `number`. A few keys do not exist, or are left out."""
+    """Return the configuration of `number`: a valid one with up to three changes. Some keys are unknown or left out."""
     draw = random.Random(number)
     command = draw.choice(commands)
     group = draw.choice([None, *GROUPS[command]])
@@ -169,5 +170,5 @@ def case_of(number: int, commands: Sequence[str]) -> Case:
 
 
 def cases(commands: Sequence[str] = ("train",)) -> st.SearchStrategy[Case]:
-    """Hypothesis' strategy of all cases."""
+    """Return hypothesis' strategy of all cases."""
     return st.integers(0, 2**32 - 1).map(lambda number: case_of(number, commands))

@@ -1,4 +1,4 @@
-"""Runs of the configurations of configuration_cases.py, and what is to be said of each."""
+"""Run the configurations of configuration_cases.py and judge the outcome of each."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ HELPS = ("must", "type ", "give ", "allowed", "lower ", "raise ", "unknown key",
 
 
 class Workspace:
-    """A folder with what cases need: a little text, its prepared form, a finished run for goldfish-eval."""
+    """A folder with what the cases need: a little text, its prepared form, and a finished run for goldfish-eval."""
 
     def __init__(self, folder: Path, commands: tuple[str, ...] = ("train",)) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Workspace:
                 train(config, Path("run"), "command")
 
     def verdict(self, case: Case, number: int) -> tuple[str, str]:
-        """What came of a case, and what was said: finished, refused, diverged, not run, or a fault."""
+        """Return the outcome of a case and its message: finished, refused, diverged, not run, or a fault."""
         folder = self.folder / f"case{number}"
         folder.mkdir()
         for name in ("text.txt", "logs", "run"):
@@ -93,7 +93,7 @@ class Workspace:
 
 
 def _work_of(job: Any) -> int:
-    """Tokens that a run trains on and decodes, about; several processes are more than can be done here."""
+    """Estimate the tokens that a run trains on and decodes; several processes count as too much work."""
     if job.strategy.processes != 1 or job.strategy.compile:
         return 1 << 60
     if isinstance(job, UnlearningJob):
@@ -119,7 +119,7 @@ def _work(evaluation: Any, documents: int) -> int:
 
 
 def _told(message: str, case: Case, run_dir: Path | None) -> tuple[str, str]:
-    """Whether a refusal says which key, what is allowed, what to type, and leaves no result."""
+    """Check that a refusal names a key, what is allowed and what to type, and leaves no result."""
     names = {part for key, _ in case.changes for part in key.split(".")} | {o.split("=")[0] for o in case.overrides}
     if "cannot be built from these values" in message:
         return "FAULT: unexpected exception of a constructor", message
@@ -135,7 +135,7 @@ def _told(message: str, case: Case, run_dir: Path | None) -> tuple[str, str]:
 
 
 def _complete(case: Case, run_dir: Path) -> tuple[str, str]:
-    """Whether every file of a finished run is there and every number in it is one."""
+    """Check that every file of a finished run exists and every number in it is finite."""
     files = {"train": ("result.json", *WHOLE), "eval": ("summary.json",), "unlearn": ("result.json", "answers.parquet")}
     if missing := [name for name in files[case.command] if not (run_dir / name).exists()]:
         return "FAULT: half-written folder", ", ".join(missing)

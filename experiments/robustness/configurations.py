@@ -1,9 +1,10 @@
-"""Try configurations of every command, and see whether each runs or ends in one message that says what to type.
+"""Try configurations of every command: each must run, or end in one message that says what to type.
 
 python experiments/robustness/configurations.py --examples 1000 --seed 0    (writes configurations.csv beside itself)
 
 A case is built and, if it is accepted, run: two steps of a tiny model, its evaluation included. It runs in a worker
-process, 60 seconds; a worker that dies or hangs is a fault, and a new one goes on. tests/config/test_configurations.py tries 40.
+process for at most 60 seconds. A worker that dies or hangs is a fault, and a new one continues with the next case.
+tests/config/test_configurations.py tries 40.
 """
 
 import argparse
@@ -26,7 +27,7 @@ COLUMNS = ("command", "outcome", "cases", "an example", "what it said")
 
 
 def main() -> int:
-    """Run the cases, write what came of them, print the faults; return 1 if there are any."""
+    """Run the cases, write their outcomes, print the faults; return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -49,12 +50,12 @@ def main() -> int:
 
 
 def drawn(count: int, seed: int) -> list[Case]:
-    """`count` cases, the same ones for a seed."""
+    """Return `count` cases; the same seed gives the same cases."""
     return [case_of(number, COMMANDS) for number in random.Random(seed).sample(range(2**32), count)]
 
 
 def work(wanted: list[Case], folder: Path, first: int) -> int:
-    """In a worker: a line of output for each case. What the cases print goes nowhere."""
+    """Run as a worker: write a line for each case. What the cases print is discarded."""
     answers = os.fdopen(os.dup(1), "w")
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -68,7 +69,7 @@ def work(wanted: list[Case], folder: Path, first: int) -> int:
 
 
 def of_a_worker(options: argparse.Namespace, folder: Path, first: int) -> list[tuple[str, str]]:
-    """The outcomes of a worker from case `first` on, up to the end or to the case that it hung or died on."""
+    """Return the outcomes of a worker from case `first` on, up to the end or to the case on which it hung or died."""
     command = [sys.executable, __file__, f"--examples={options.examples}", f"--seed={options.seed}"]
     worker = subprocess.Popen([*command, "--work", str(folder), str(first)], stdout=subprocess.PIPE)
     assert worker.stdout is not None
@@ -95,7 +96,7 @@ def of_a_worker(options: argparse.Namespace, folder: Path, first: int) -> list[t
 
 
 def report(found: list[tuple[str, str]], wanted: list[Case], out: Path) -> None:
-    """How often each outcome was, with the first example of each."""
+    """Count each outcome, with the first example of each."""
     counts = Counter((case.command, outcome) for case, (outcome, _) in zip(wanted, found, strict=False))
     first = {}
     for case, (outcome, message) in zip(wanted, found, strict=False):
@@ -106,7 +107,7 @@ def report(found: list[tuple[str, str]], wanted: list[Case], out: Path) -> None:
 
 
 def changed(case: Case) -> str:
-    """What of a valid command was changed."""
+    """Return the changes that a case makes to a valid command."""
     return ascii(" ".join([*case.overrides, *(f"{key}={value!r}"[:60] for key, value in case.changes)]))[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Ways to damage a file or a folder, each a function of a random generator: what `files.py` and tests/tools/test_files.py try."""
+"""Damage a file or a folder. Each way is a function of a random generator. For files.py and tests/tools/test_files.py."""
 
 import json
 import os
@@ -16,7 +16,7 @@ HOSTILE = f"\x1b[31m\x1b]0;t\x07\x1b]52;c;Z29sZGZpc2g=\x07\x1b]8;;http://x\x07\x
 
 
 class Executed:
-    """A pickle of it creates a file when it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ def _encoded(content: bytes, encoding: str) -> bytes:
 
 
 def _value(content: bytes, draw: random.Random, value: str) -> bytes:
-    """Another value of a random key of JSON or YAML; where there are no keys, the value instead of a random word."""
+    """Change the value of a random key of JSON or YAML; without keys, replace a random word by the value."""
     text = content.decode("utf-8", "replace")
     found = list(re.finditer(r'(?<=": )("(?:[^"\\]|\\.)*"|[^,{}\[\]\n]+)', text))  # JSON
     found = found or list(re.finditer(r"(?<=: )[^\n{}\[\]]+", text)) or list(re.finditer(r"[^\s,]+", text))
@@ -89,7 +89,7 @@ def _renamed(content: bytes, draw: random.Random) -> bytes:
 
 
 def _twice(content: bytes, draw: random.Random) -> bytes:
-    """A key that stands twice, with another value."""
+    """Write a key a second time, with another value."""
     return re.sub(rb'"(\w+)": ', lambda one: one[0] + b"1, " + one[0], content, count=1)
 
 
@@ -139,7 +139,7 @@ def _pickle(path: Path, draw: random.Random, sentinel: Path) -> None:
 
 
 def _zip_with_pickle(path: Path, draw: random.Random, sentinel: Path) -> None:
-    """A file of torch.save, whole in every checksum, that runs code when it is unpickled."""
+    """Return a file of torch.save with correct checksums that runs code when it is unpickled."""
     import torch
 
     _away(path)
@@ -185,7 +185,7 @@ DAMAGES = (*BYTES, *PATHS, SWAPPED)
 
 
 def _hostile_rows(path: Path, draw: random.Random) -> None:
-    """A whole Parquet file in which a column of texts holds what a terminal or a browser would obey."""
+    """Return a valid Parquet file whose text column holds escapes and markup for a terminal or a browser."""
     import pyarrow
     from pyarrow import parquet
 
@@ -198,7 +198,7 @@ def _hostile_rows(path: Path, draw: random.Random) -> None:
 
 
 def damage(path: Path, kind: str, draw: random.Random, sentinel: Path, other: Path | None = None) -> None:
-    """Damage the file or folder at `path`; `other` takes its place if `kind` is SWAPPED, `sentinel` is what code would create."""
+    """Damage the file or folder at `path`; if SWAPPED, `other` replaces it; `sentinel` is what code would create."""
     if kind == SWAPPED:
         assert other is not None
         keep = path.with_name(f"{path.name}.keep")

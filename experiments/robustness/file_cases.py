@@ -1,7 +1,7 @@
-"""Every file that a command reads, the command that reads it, and what may come of it when the file is damaged.
+"""List every file that a command reads, the command, and the allowed outcomes when the file is damaged.
 
-Allowed: the command ends well (with the same result, where a copy or a checksum is there to give it), or with one message
-that names the file. Used by `files.py` and tests/tools/test_files.py.
+Allowed: the command ends well (with the same result, where a copy or a checksum can give it), or with one message that
+names the file. Used by `files.py` and tests/tools/test_files.py.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Target:
     is_folder: bool = False
 
     def damages(self) -> list[str]:
-        """The kinds of damage that make sense for it."""
+        """Return the kinds of damage that make sense for it."""
         if self.is_folder:
             return ["file", "symlink_loop", "missing", "pickle"]
         fit = [kind for kind in DAMAGES if kind not in ("file", SWAPPED)]
@@ -101,18 +101,18 @@ TARGETS = [
 
 
 class Workspace:
-    """All of these files, whole, in a folder; `action` runs in it."""
+    """A folder with all of these files, undamaged; `action` runs in it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.cache = ""  # the name of the prepared data's folder
 
     def path(self, name: str) -> Path:
-        """A file of the workspace; CACHE stands for the folder of the prepared data."""
+        """Return a file of the workspace; CACHE stands for the folder of the prepared data."""
         return self.root / name.replace("CACHE", f"cache/{self.cache}")
 
     def make(self) -> None:
-        """Write everything, if it is not there: one run is trained, the others are made of it."""
+        """Write what is missing: one run is trained, the other files are derived from it."""
         from make_files import make
 
         if not self.root.exists():
@@ -122,7 +122,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Case:
-    """One damage of one target; `seed` draws the place."""
+    """One damage of one target; `seed` draws its place in the file."""
 
     number: int
     target: Target
@@ -131,7 +131,7 @@ class Case:
 
 
 def cases(count: int, seed: int, actions: tuple[str, ...] = tuple(ACTIONS)) -> list[Case]:
-    """`count` different ones; every target and every kind of damage as often as any other, as far as they go together."""
+    """Return `count` different cases, with targets and kinds of damage equally often, as far as they fit together."""
     draw = random.Random(seed)
     targets = [target for target in TARGETS if target.action in actions]
     pairs = [(target, kind) for target in targets for kind in target.damages()]
@@ -147,7 +147,7 @@ def cases(count: int, seed: int, actions: tuple[str, ...] = tuple(ACTIONS)) -> l
 
 
 def verdict(case: Case, workspace: Workspace, expected: dict[str, Any]) -> tuple[str, str]:
-    """What came of a case in a copy of the workspace, and what was said: survived, named, or fault: ...
+    """Run a case in a copy of the workspace; return its outcome and its message: survived, named, or fault: ...
 
     `expected`: results of undamaged files, by action; filled here when they are first needed.
     """
@@ -175,7 +175,7 @@ def verdict(case: Case, workspace: Workspace, expected: dict[str, Any]) -> tuple
 
 
 def _run(action: Action, expected: Any, target: Target) -> tuple[str, str]:
-    """Run the action with everything that the process prints caught."""
+    """Run the action and capture everything that the process prints."""
     with tempfile.TemporaryFile() as caught:
         state = ""
         with _printing_to(caught):
@@ -208,7 +208,7 @@ def _run(action: Action, expected: Any, target: Target) -> tuple[str, str]:
 
 @contextmanager
 def _printing_to(file: Any) -> Iterator[None]:
-    """Send what this process prints, also from C++, to a file."""
+    """Redirect what this process prints, also from C++, to a file."""
     sys.stdout.flush(), sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
     streams = sys.stdout, sys.stderr
@@ -229,7 +229,7 @@ def _printing_to(file: Any) -> Iterator[None]:
 
 @contextmanager
 def copied(workspace: Workspace) -> Iterator[Workspace]:
-    """A copy of the workspace that is removed in the end."""
+    """Yield a copy of the workspace and remove it at the end."""
     with tempfile.TemporaryDirectory(prefix="goldfish-files-") as folder:
         copy = Workspace(Path(folder).resolve() / "work")
         copy.cache = workspace.cache
@@ -238,7 +238,7 @@ def copied(workspace: Workspace) -> Iterator[Workspace]:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    """The files of finished runs, but evaluations, which goldfish-eval adds."""
+    """Return the files of finished runs except evaluations, which goldfish-eval adds."""
     found = {}
     for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
         if file.is_file() and not file.name.startswith("."):

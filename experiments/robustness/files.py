@@ -1,9 +1,9 @@
-"""Damage every file that goldfish reads, in every way, and see whether that is survived or told in a sentence.
+"""Damage every file that goldfish reads, in every way: each must be survived, or named in one message.
 
-python experiments/robustness/files.py --cases 500 --seed 0      (about 15 minutes on 2 cores; writes files.csv beside itself)
+python experiments/robustness/files.py --cases 500 --seed 0    (15 minutes on 2 cores; writes files.csv beside itself)
 
-Each case runs in a worker process with 6 GB: 60 seconds of CPU time, 10 minutes of wall time. A worker that dies or hangs
-is a fault, and the next one goes on.
+Each case runs in a worker process with 6 GB, 60 s of CPU time and 10 minutes of wall time. A worker that dies or hangs
+is a fault, and a new one continues with the next case.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def run(wanted: list[Case], workspace: Workspace) -> list[dict]:
-    """All cases, in as many workers one after the other as it takes."""
+    """Run all cases, in as many successive workers as needed."""
     rows: list[dict] = []
     left = list(wanted)
     while left:
@@ -95,7 +95,7 @@ def run(wanted: list[Case], workspace: Workspace) -> list[dict]:
 
 
 def work(root: Path, cache: str, numbers: set[int], wanted: list[Case]) -> None:
-    """What a worker does: a line of JSON for each case."""
+    """Run as a worker: write a line of JSON for each case."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES_OF_MEMORY, BYTES_OF_MEMORY))

@@ -1,4 +1,4 @@
-"""What two folders of goldfish's commands hold, compared bit for bit but for times and the like; used by kills.py."""
+"""Compare two folders of goldfish's commands bit for bit, except for times and dates; used by kills.py."""
 
 import csv
 import hashlib
@@ -10,14 +10,14 @@ from typing import Any
 
 from goldfish.runs.record import read_rows
 
-# Say when, where and how fast; of figures and pages, which are drawn from the compared tables, only the presence counts.
+# These say when, where and how fast. Figures and pages are drawn from the compared tables: they only need to exist.
 LEFT_OUT = ("*/job.log", "*/progress.json", "*/environment.json", "*/tensorboard/*", "*/csv/*", "*.lock", "*/rank*.log")
 PRESENT = ("*.svg", "*.png", "*.html", "*.tex")
 TIMES = {"seconds", "environment", "train/tokens_per_s"}
 
 
 def differences(whole: Path, folder: Path) -> list[str]:
-    """A sentence for each file that is in one folder only, or differs; empty if they are equal."""
+    """Return a sentence for each file that is in one folder only or differs; none if the folders are equal."""
     expected, found = _files(whole), _files(folder)
     said = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     said += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
@@ -29,7 +29,7 @@ def differences(whole: Path, folder: Path) -> list[str]:
 
 
 def temporaries(folder: Path) -> list[str]:
-    """Hidden files that a finished command should have removed."""
+    """Return hidden files that a finished command should have removed."""
     known = (".lock", ".cache")
     return [str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name not in known]
 

@@ -1,11 +1,11 @@
-"""Stop goldfish's commands at random times, type them again, and compare what they leave with an uninterrupted run.
+"""Stop goldfish's commands at random times, type them again, and compare their results with an uninterrupted run.
 
 python experiments/robustness/kills.py --kills 100 --others 20 --seed 0      (2 cores: see README.md; Linux only)
 
-`--kills`: SIGKILL to a child (worker), to the typed command (parent), or to the whole process tree (all). `--others`: SIGTERM,
-Ctrl-C twice, and a full disk (a small tmpfs in a mount namespace of its own: `unshare`). The moment is uniform over what the
-uninterrupted command takes. The plan depends on the counts and the seed only; `--first 0 --last 25` runs a piece of it.
-Writes a row a case to kills.csv beside itself, or to `--out`. The exit code is 1 if anything was lost.
+`--kills`: SIGKILL to a child (worker), to the typed command (parent), or to the whole process tree (all). `--others`:
+SIGTERM, Ctrl-C twice, and a full disk (a small tmpfs in a mount namespace of its own: `unshare`). The moment is uniform
+over the duration of the uninterrupted command. The plan depends on the counts and the seed only;
+`--first 0 --last 25` runs a part of it. Writes a row for each case to kills.csv beside itself, or to `--out`. The exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -78,7 +78,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Case:
-    """What is stopped, how and when; `share`: of the duration, `again`: of the second attempt, None = it is left alone."""
+    """What is stopped, how and when. `share`: of the duration; `again`: of the second attempt, None: not killed again."""
 
     number: int
     task: str
@@ -91,7 +91,7 @@ class Case:
 
 
 def plan(kills: int, others: int, seed: int) -> list[Case]:
-    """All cases. Every task meets every victim and every other end equally often, up to one."""
+    """Return all cases. Every task meets every victim and every other end equally often, up to one."""
     draw, cases = random.Random(seed), []
     tasks = [*COMMANDS]
     pairs = [(task, VICTIMS[(turn + place) % 3], "SIGKILL") for turn in range(3) for place, task in enumerate(tasks)]
@@ -106,7 +106,7 @@ def plan(kills: int, others: int, seed: int) -> list[Case]:
 
 
 def stop(case: Case, command: Command) -> bool:
-    """Do what the case says, now; False if the command had ended before."""
+    """Stop the command as the case says; return False if it had ended before."""
     if case.end == "SIGTERM":
         return command.signal(command.pid, signal.SIGTERM)
     if case.end == "Ctrl-C twice":
@@ -120,7 +120,7 @@ def stop(case: Case, command: Command) -> bool:
 
 
 def _child(case: Case, command: Command) -> int:
-    """One of the command's children; waits for the first. The command itself if it has none, as goldfish-data."""
+    """Return one of the command's children, after waiting for the first; the command itself if it has none (goldfish-data)."""
     while True:
         children = [pid for pid in command.alive() if pid != command.pid]
         if children or command.ended() or case.task == "prepare":
@@ -129,14 +129,14 @@ def _child(case: Case, command: Command) -> int:
 
 
 class Laboratory:
-    """Runs cases below `root`; each variant's uninterrupted run is made there once, by whichever process needs it first."""
+    """Runs cases below `root`. The first process that needs a variant's uninterrupted run makes it there, once."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.seed = root, seed
         root.mkdir(parents=True, exist_ok=True)
 
     def whole(self, case: Case) -> tuple[Path, Path, float]:
-        """The folder before the command, the one after it was not interrupted, and the seconds it took."""
+        """Return the folder before the command, the folder after an uninterrupted run, and the seconds that it took."""
         words, preparations = COMMANDS[case.task][case.variant]
         folder = self.root / f"{case.task}-{case.variant}"
         before, seconds = folder.with_suffix(".before"), folder.with_suffix(".seconds")
@@ -157,7 +157,7 @@ class Laboratory:
         return time.monotonic() - command.started
 
     def run(self, case: Case) -> dict[str, Any]:
-        """Stop, resume, compare; the row of the csv."""
+        """Stop, resume, compare; return the row of the csv."""
         before, whole, duration = self.whole(case)
         row: dict[str, Any] = {"seed": self.seed, **vars(case), "typed": 0, "equal": "no", "note": ""}
         row |= {"again": "" if case.again is None else round(case.again, 3)}
@@ -220,7 +220,7 @@ class Laboratory:
 
 
 def _state(folder: Path, before: Path) -> str:
-    """What stood in the folder that the command had made: its new files, and what progress.json said."""
+    """Return what the stopped command left in its folder: new files, and the state in progress.json."""
     known = {path.relative_to(before) for path in before.rglob("*")}
     new = [path for path in folder.rglob("*") if path.relative_to(folder) not in known and path.is_file()]
     states = []

@@ -1,4 +1,4 @@
-"""The undamaged files of `file_cases.py`: a run is trained on a page of text, the others are made of it."""
+"""Write the undamaged files of file_cases.py: a run on a page of text, and files derived from it."""
 
 import json
 import random
@@ -112,7 +112,7 @@ def _runs(train_config: Any) -> None:
 
 
 def _folders() -> None:
-    """A model's folder, and one of another size with another tokenizer."""
+    """Write a model's folder, and one of another size with another tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from goldfish.data.tokenizer import TrainedBPE
@@ -127,7 +127,7 @@ def _folders() -> None:
 
 
 def _tokens() -> None:
-    """The texts as token files with separator 0: nanoGPT's, Megatron's, and an index of another Megatron file."""
+    """Write the texts as token files with separator 0: nanoGPT's, Megatron's, the index of another Megatron file."""
     from goldfish.models.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer("hf_model")
@@ -149,7 +149,7 @@ def _index(name: str, lengths: list[int]) -> None:
 
 
 def _sharded(train_config: Any) -> None:
-    """A run that stopped with a sharded checkpoint, as fsdp2 writes them."""
+    """Write a run that stopped with a sharded checkpoint, as fsdp2 writes them."""
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -164,7 +164,7 @@ def _sharded(train_config: Any) -> None:
 
 
 def _evaluation() -> None:
-    """An evaluation of the first run that was killed after its last part; and a finished one in the run's folder."""
+    """Write an evaluation of the first run, killed after its last part, and a finished one in the run's folder."""
     from file_actions import RUN, _evaluate
 
     from goldfish.cli import evaluate as command
@@ -188,7 +188,7 @@ def _filter() -> None:
 
 
 def _questions(draw: random.Random) -> None:
-    """Files in TOFU's format: one object a line, and one array."""
+    """Write files in TOFU's format: one with an object on each line, and one with an array."""
     Path("tofu_files").mkdir()
     names = (
         "forget01",

@@ -1,4 +1,4 @@
-"""Commands that are typed, stopped and watched to the last of their processes; used by kills.py. Linux only."""
+"""Start commands, stop them, and watch them until the last of their processes ends; used by kills.py. Linux only."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ class Command:
         self.pid = self._process.pid
 
     def alive(self) -> list[int]:
-        """The living processes, oldest first."""
+        """Return the living processes, oldest first."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -48,7 +48,7 @@ class Command:
         return [pid for _, pid in sorted(found)]
 
     def ended(self) -> bool:
-        """Whether the typed command itself is gone."""
+        """Return whether the typed command itself has ended."""
         return self._process.poll() is not None
 
     def sleep_until(self, seconds: float) -> None:
@@ -75,7 +75,7 @@ class Command:
         return True
 
     def wait(self) -> tuple[int | None, str]:
-        """Its exit code (None: it hung) and what it printed; Lost if a process of it lives on; then it is killed."""
+        """Return its exit code (None: it hung) and output. Kills a process that lives on and raises Lost."""
         while not self.ended():
             if time.monotonic() - self.started > LIMIT * crowd():
                 break
@@ -95,12 +95,12 @@ class Command:
 
 
 def crowd() -> float:
-    """How many times longer the processor takes because others use it: running processes a core, at least 1."""
+    """Return how many times longer work takes because others use the CPU: running processes a core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Lost(Exception):
-    """Something was lost, left behind or hung; the text says what."""
+    """A result was lost, something was left behind, or a command hung; the text says what."""
 
 
 def _command_line(pid: int) -> str:
@@ -112,7 +112,7 @@ def _command_line(pid: int) -> str:
 
 @contextmanager
 def full_disk(folder: Path, wanted: bool) -> Iterator[tuple[Callable[[], bool], Callable[[], None]]]:
-    """A function that fills the disk of `folder`, and one that frees it; the folder is a small tmpfs if `wanted`."""
+    """Yield functions that fill and free the disk of `folder`, which is a small tmpfs if `wanted`."""
     folder.mkdir(parents=True, exist_ok=True)
     filler = folder / "filler"
 

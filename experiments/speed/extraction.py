@@ -1,9 +1,9 @@
-"""Speed of extraction against transformers' `generate`, same model and prompts, and whether it says the same.
+"""Compare extraction with transformers' `generate`, same model and prompts: speed, and whether results are equal.
 
 python experiments/speed/extraction.py    (about 10 minutes; writes extraction.csv and extraction_ties.csv)
 
-A Llama of 0.6 M parameters learns 64 random documents by heart, which is checked. "memorized": these documents; "unknown":
-others, which it gets wrong from the first token on; "half": 32 of each. Both sides end in the same metrics.
+A Llama of 0.6 M parameters learns 64 random documents by heart (checked). "memorized": these documents; "unknown":
+other documents, which it gets wrong from the first token on; "half": 32 of each. Both sides compute the same metrics.
 Ratios are medians of pairs that alternate in one process (linear_loss.py), of CPU time.
 """
 
@@ -27,14 +27,14 @@ ALONE = 8  # documents that are generated one at a time; their time counts for a
 
 
 def random_documents(seed: int, tokens: int) -> Tensor:
-    """ids_NT: separator and random tokens."""
+    """Return ids_NT: a separator and random tokens in each row."""
     ids_NT = torch.randint(1, VOCABULARY, (DOCUMENTS, 1 + tokens), generator=torch.Generator().manual_seed(seed))
     ids_NT[:, 0] = SEPARATOR
     return ids_NT
 
 
 def memorize(ids_NT: Tensor, start: int, steps: int = 2000) -> LlamaForCausalLM:
-    """A model that knows every suffix by heart."""
+    """Train a model until it knows every suffix by heart."""
     model = LlamaFromConfig(128, 2, 4, 320)(VOCABULARY, SEPARATOR, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50) * 0.999**step)
@@ -56,7 +56,7 @@ def memorize(ids_NT: Tensor, start: int, steps: int = 2000) -> LlamaForCausalLM:
 
 
 def known(model: LlamaForCausalLM, ids_NT: Tensor, start: int) -> float:
-    """Share of the documents that one forward pass finds known by heart."""
+    """Return the share of the documents that one forward pass finds known by heart."""
     return (
         (forced(model, ids_NT, start, guess_only=True).guess_NS == ids_NT[:, start:]).all(dim=1).float().mean().item()
     )
@@ -69,19 +69,19 @@ def generate(model: LlamaForCausalLM, prompts_NP: Tensor, suffix_tokens: int) ->
 
 
 def prefix_metrics(guess_NS: Tensor, true_NS: Tensor) -> list[int]:
-    """Longest matching prefix; exact match and first divergence follow from it."""
+    """Return the longest matching prefix; exact match and first divergence follow from it."""
     return (guess_NS == true_NS).int().cumprod(dim=1).sum(dim=1).tolist()
 
 
 def all_metrics(made_NS: Tensor, true_NS: Tensor) -> list[float]:
-    """RougeL on tokens, besides."""
+    """Return the same metrics and RougeL on tokens."""
     prefix_metrics(made_NS, true_NS)
     pairs = zip(true_NS.tolist(), made_NS.tolist(), strict=True)
     return [LCSseq.similarity(true, made) / len(true) for true, made in pairs]
 
 
 def measure(model: LlamaForCausalLM, text: str, ids_NT: Tensor, start: int, repeats: int) -> list[dict[str, Any]]:
-    """One CSV row a path."""
+    """Return one CSV row for each path."""
     prompts_NP, true_NS = ids_NT[:, :start], ids_NT[:, start:]
     tokens = true_NS.shape[1]
     paths: dict[str, Callable[[], Any]] = {
@@ -121,7 +121,7 @@ def measure(model: LlamaForCausalLM, text: str, ids_NT: Tensor, start: int, repe
 
 @torch.no_grad()
 def ties(model: LlamaForCausalLM, text: str, ids_NT: Tensor, start: int) -> dict[str, Any]:
-    """How many rows differ from `generate` in bfloat16, and how far apart the two tokens' logits are where they part."""
+    """Count the rows that differ from `generate` in bfloat16, and how far apart the logits of the two tokens are."""
     prompts_NP, true_NS = ids_NT[:, :start], ids_NT[:, start:]
     expected_NS = generate(model, prompts_NP, true_NS.shape[1])
     made_NS = greedy(model, prompts_NP, true_NS.shape[1], true_NS)
@@ -140,7 +140,7 @@ def ties(model: LlamaForCausalLM, text: str, ids_NT: Tensor, start: int) -> dict
 
 
 def untrained_ties(prompts_NP: Tensor, tokens: int) -> dict[str, Any]:
-    """The worst case: windows check what a model that is sure of nothing has said itself."""
+    """Measure the worst case: windows check the continuation of an untrained model, whose logits are nearly equal."""
     model = LlamaFromConfig(128, 2, 4, 320)(VOCABULARY, SEPARATOR, seed=0).eval().to(torch.bfloat16)
     own_NT = torch.cat([prompts_NP, generate(model, prompts_NP, tokens)], dim=1)
     return ties(model, "an untrained model's own words", own_NT, prompts_NP.shape[1])

@@ -1,9 +1,9 @@
-"""Speed and memory of LM head + loss, forward and backward, against the path of transformers and other candidates.
+"""Compare LM head + loss, forward and backward, with transformers' loss and other candidates: speed and memory.
 
 python experiments/speed/linear_loss.py    (about 15 minutes; writes linear_loss.csv beside itself)
 
 Time: medians of repeats that alternate between the paths in one process (A B C A B C ...), ratios within a repeat.
-Memory: peak above what was resident before, one fresh process a path. Linux only.
+Memory: peak above what was resident before, one fresh process for each path. Linux only.
 """
 
 import argparse
@@ -36,14 +36,14 @@ Step = Callable[[], Any]
 
 
 def seconds(step: Step) -> tuple[float, float]:
-    """Process CPU time and wall time of a call."""
+    """Return process CPU time and wall time of a call."""
     cpu, wall = time.process_time(), time.perf_counter()
     step()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def paired(steps: dict[str, Step], repeats: int, reference: str = REFERENCE) -> dict[str, dict[str, float]]:
-    """Medians of CPU and wall seconds, and of their ratios to `reference` within a repeat; the first call is warm-up."""
+    """Return medians of CPU and wall seconds and of ratios to `reference` within a repeat; the first call is warm-up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
@@ -63,13 +63,13 @@ def paired(steps: dict[str, Step], repeats: int, reference: str = REFERENCE) -> 
 
 
 def memory(field: str) -> float:
-    """A field of this process's memory, in MB: VmRSS now, VmHWM the peak."""
+    """Return a field of this process's memory in MB: VmRSS is the current value, VmHWM the peak."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{field}:")) / 1e3
 
 
 def peak(step: Step, calls: int = 2) -> float:
-    """Peak of the calls in MB above the memory before."""
+    """Return the peak of the calls in MB above the memory before them."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from now
     before = memory("VmRSS")
     for _ in range(calls):
@@ -78,13 +78,13 @@ def peak(step: Step, calls: int = 2) -> float:
 
 
 def in_fresh_process(program: str, arguments: list[str]) -> Any:
-    """What `program` prints as JSON when given `arguments`."""
+    """Run `program` with `arguments` and return the JSON that it prints."""
     done = subprocess.run([sys.executable, program, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Rows to CSV, and where they were measured."""
+    """Write rows to CSV, with the device and the versions that they were measured with."""
     model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": unknown")
     place = {
         "cpu": model.split(": ")[1],
@@ -102,14 +102,14 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def compiled_loss() -> Callable[..., torch.Tensor]:
-    """What cut-cross-entropy 25.1.1 does on a CPU (its torch_compile path; the package itself imports only with triton)."""
+    """Compute what cut-cross-entropy 25.1.1 does on a CPU: its torch_compile path. The package itself needs triton."""
     return torch.compile(lambda h, w, t: F.cross_entropy((h @ w.T).float(), t), fullgraph=True, dynamic=True)
 
 
 def head_and_loss(
     path: str, vocabulary: int, hidden_size: int, dtype: torch.dtype, k: int | None, rows: int = ROWS
 ) -> Step:
-    """A call that does forward and backward of one path on random hidden states; gradients are made anew each time."""
+    """Return a call that runs forward and backward of one path on random hidden states, with new gradients."""
     torch.manual_seed(0)
     model = LlamaFromConfig(hidden_size, 1, 4, 4, tie_embeddings=False)(vocabulary, separator_id=0, seed=0).to(dtype)
     head = model.lm_head

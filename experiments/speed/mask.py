@@ -1,9 +1,9 @@
-"""What does the mask cost? Ours against the released hash, and as a share of a training step. Half a minute a setting.
+"""Measure what the mask costs: compared with the released hash, and as a share of a training step. 30 s a setting.
 
 OMP_NUM_THREADS=1 python experiments/speed/mask.py          adds the rows of this thread count to mask.csv beside it
 
-Two things are timed in turns, A B, B A, A B, ..., in one process, and the ratio is taken pair by pair: what else runs
-on the machine slows both. Medians and quartiles of the pairs are reported.
+Two calls alternate in one process, A B, B A, A B, ..., and the ratio is taken pair by pair: other load on the machine
+slows both. Medians and quartiles of the pairs are reported.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(pairs: int, repeats: int) -> pd.DataFrame:
-    """One row a ratio A / B, with the median milliseconds of A and of B."""
+    """Return one row for each ratio A / B, with the median milliseconds of A and of B."""
     ids_BT = torch.randint(0, 32_000, (64, 4096), generator=torch.Generator().manual_seed(0))
     h13, h50, shorter = HashedMask(4, 13), HashedMask(4, 50), HashedMask(4, 13, first_tokens="shorter")
     small_BT, step, mask_of_step = quickstart_step()
@@ -61,7 +61,7 @@ def measure(pairs: int, repeats: int) -> pd.DataFrame:
 def compare(
     name: str, a: Callable[[], object], b: Callable[[], object], pairs: int, repeats: int
 ) -> dict[str, str | int | float]:
-    """Time `a` and `b` in turns, the order changing from pair to pair."""
+    """Time `a` and `b` alternately; their order changes from pair to pair."""
     for warm_up in (a, b, a, b):
         warm_up()
     seconds: dict[int, list[float]] = {0: [], 1: []}
@@ -86,13 +86,13 @@ def compare(
 
 
 def released(ids_BT: Tensor, h: int, k: int = 4) -> Tensor:
-    """The released hash-table strategy up to its mask (github.com/ahans30/goldfish-loss, lit_gpt/utils.py)."""
+    """Compute the released hash-table strategy up to its mask (github.com/ahans30/goldfish-loss, lit_gpt/utils.py)."""
     hashed_keys = TABLE[ids_BT.unfold(1, h, 1).prod(dim=-1) % TABLE_SIZE]
     return hashed_keys < 1 / k
 
 
 def quickstart_step() -> tuple[Tensor, Callable[[], None], HashedMask]:
-    """Ids, one training step (mask, forward, backward, clip, optimizer) and mask of `experiments=quickstart`."""
+    """Return ids, a training step (mask, forward, backward, clip, optimizer) and mask of `experiments=quickstart`."""
     model = LlamaFromConfig(hidden_size=128, layers=2, heads=4, intermediate_size=320)(2048, separator_id=0, seed=0)
     optimizer, objective, mask = Muon(lr=0.02, adamw_lr=0.01)(model), NextToken(), HashedMask(4, 13)
     ids_BT = torch.randint(0, 2048, (2, 256), generator=torch.Generator().manual_seed(0))

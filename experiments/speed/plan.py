@@ -1,9 +1,9 @@
-"""How long does the injection plan take to answer "which exposures are in step s on rank r"?
+"""Measure how long the injection plan takes to answer "Which exposures are in step s on rank r?".
 
 python experiments/speed/plan.py    (half a minute; writes plan.csv beside itself)
 
 No data is read: 10^12 tokens in rows of 2 048, a million documents in Hubble's buckets of exposures, batches of 2 048
-rows over 8 ranks. One fresh process a placement; memory is its peak above what was resident before the plan was made.
+rows over 8 ranks. Each placement has a fresh process; memory is its peak above what was resident before the plan.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEPS = 200
 
 
 def measure(placement: str) -> dict[str, object]:
-    """Median and largest milliseconds of a question, seconds to make the plan, peak memory."""
+    """Return median and largest milliseconds of a question, seconds to build the plan, and peak memory."""
     Path("/proc/self/clear_refs").write_text("5")
     before, start = memory("VmRSS"), time.perf_counter()
     plan = Plan(TOKENS // LENGTH, LENGTH, 512, np.resize([0, 1, 4, 16, 64, 256], DOCUMENTS), 0, placement)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Speed and memory of preparing text, and speed of the loader alone.
+"""Measure speed and memory of preparing text, and the speed of the loader alone.
 
 python experiments/speed/prepare.py    (about 10 minutes; writes prepare.csv beside itself; needs 2 GB of free disk)
 
-The text: 10 MB of docstrings of the packages installed here, as JSON lines; repeated with words in other letter cases until there
-is enough. One fresh process a preparation; peak = VmHWM, above what the imports need. Linux only.
+The text: 10 MB of docstrings of the packages installed here, as JSON lines. It is repeated, with words in other letter
+cases, until there is enough. Each preparation has a fresh process; peak = VmHWM above the imports. Linux only.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from goldfish.data.tokenizer import TrainedBPE
 
 @cache
 def docstrings(megabytes: int = 10) -> list[tuple[str, str]]:
-    """(package, docstring) of what is installed here, up to a size: to parse all of it takes minutes."""
+    """Yield (package, docstring) of the installed packages, up to a size: to parse all of them takes minutes."""
     found, size = [], 0
     for document in Docstrings().documents():
         found.append((document.group, document.text))
@@ -59,7 +59,7 @@ def make(folder: Path, megabytes: int) -> int:
 
 
 def measure(text: str, cache_dir: str) -> dict[str, Any]:
-    """Prepare in this process; the seconds of each part."""
+    """Prepare the text in this process; return the seconds of each part."""
     began: dict[str, float] = {}
 
     def say(message: str, **numbers: Any) -> None:
@@ -86,7 +86,7 @@ def measure(text: str, cache_dir: str) -> dict[str, Any]:
 
 
 def loader(text: str, cache_dir: str, workers: int) -> float:
-    """Tokens per second of the quickstart's loader alone."""
+    """Return the tokens per second of the quickstart's loader alone."""
     data = InjectionDataModule(
         JsonLines(text, group="group"),
         TrainedBPE(),

@@ -1,4 +1,4 @@
-"""RougeL by rapidfuzz, as goldfish computes it, against rouge-score: seconds a pair, in turns in one process.
+"""Compare RougeL by rapidfuzz, as goldfish computes it, with rouge-score: seconds a pair, alternating in one process.
 
 python experiments/speed/rouge_l.py    (a minute; needs rouge-score; writes rouge_l.csv beside itself)
 """

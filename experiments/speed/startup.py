@@ -1,10 +1,11 @@
-"""CPU and wall time from typing goldfish-train to its first optimizer step, against importing torch, Lightning and Transformers.
+"""Measure the time from typing goldfish-train to its first optimizer step, compared with importing its libraries.
 
 python experiments/speed/startup.py    (about 4 minutes; writes startup.csv beside itself)
 
-A tiny model, cached text, one thread. The command is a parent (Hydra, the live view) and a child (the job); both
-are counted, up to the moment when progress.json tells of a step. Repeats alternate between command and import; medians,
-ratios within a repeat. A first start of each, which also prepares the text, is not counted. Linux only.
+CPU and wall time; the libraries are torch, Lightning and Transformers. A tiny model, cached text, one thread. The
+command is a parent (Hydra, the live view) and a child (the job). Both are counted until progress.json reports a step.
+Repeats alternate between command and import; medians, ratios within a repeat. The first start of each, which also prepares the
+text, is not counted. Linux only.
 """
 
 import argparse
@@ -29,7 +30,7 @@ Times = tuple[float, float]  # CPU and wall seconds
 
 
 def imports() -> Times:
-    """A fresh Python that imports the three libraries and ends without clearing up, as no clearing up is measured of ours."""
+    """Run a fresh Python that imports the three libraries. It ends without cleanup, as goldfish-train is measured."""
     before, start = os.times(), time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, stderr=subprocess.DEVNULL)
     wall, after = time.perf_counter() - start, os.times()
@@ -37,13 +38,13 @@ def imports() -> Times:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a running process and of its children that have ended."""
+    """Return the CPU time of a running process and of its children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def first_step(folder: Path) -> tuple[Times, float]:
-    """A fresh goldfish-train up to its first step; and the CPU seconds of its parent process alone."""
+    """Run a fresh goldfish-train up to its first step; return also the CPU seconds of its parent process alone."""
     log_dir = folder / "logs"
     shutil.rmtree(log_dir, ignore_errors=True)
     command = [shutil.which("goldfish-train", path=str(Path(sys.executable).parent)) or "goldfish-train"]

@@ -1,9 +1,9 @@
-"""Which number of CPU threads is fastest, and which one goldfish chooses when `threads` is null.
+"""Measure which number of CPU threads is fastest, and which one goldfish chooses when `threads` is null.
 
 python experiments/speed/threads.py    (about 12 minutes on two idle cores; writes threads.csv beside itself)
 
-Training steps (forward, backward, optimizer) and extractions of random rows, all thread counts in turns in one process,
-so that a slow minute of a shared machine meets each of them. Seconds are medians of wall time.
+Training steps (forward, backward, optimizer) and extractions of random rows; thread counts alternate in one process,
+so that a slow minute of a shared machine affects each of them. Seconds are medians of wall time.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PROMPT = 64  # tokens of a prompt, and of the suffix after it; 16 of the suffix 
 
 
 def training(name: str, rows: int) -> Callable[[], object]:
-    """A call that does one training step on `rows` rows."""
+    """Return a call that does one training step on `rows` rows."""
     model = model_of(name).train()
     optimizer = (AdamW() if name == "smollm2_135m" else Muon())(model)
     ids, mask, objective = random_ids(name, rows, LENGTH), HashedMask(), NextToken()
@@ -52,7 +52,7 @@ def training(name: str, rows: int) -> Callable[[], object]:
 
 
 def extraction(name: str, rows: int, decode: bool) -> Callable[[], object]:
-    """A call that reads `rows` documents once, or decodes the suffixes that a fresh model does not know."""
+    """Return a call that reads `rows` documents once, or decodes suffixes that a fresh model does not know."""
     model, suffix = model_of(name).eval(), 16 if name == "smollm2_135m" else PROMPT
     ids = random_ids(name, rows, 1 + PROMPT + suffix)
     if decode:
@@ -70,7 +70,7 @@ def random_ids(name: str, rows: int, length: int) -> torch.Tensor:
 
 
 def in_turns(call: Callable[[], object], repeats: int) -> dict[int, float]:
-    """Median seconds of a call by thread count."""
+    """Return the median seconds of a call by thread count."""
     seconds: dict[int, list[float]] = {number: [] for number in range(1, cores() + 1)}
     call()  # libraries load
     start = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Training steps a second of goldfish-train, against a bare PyTorch loop, Lightning alone, Hugging Face's Trainer and litgpt.
+"""Compare training steps a second of goldfish-train, bare PyTorch, Lightning alone, Hugging Face's Trainer and litgpt.
 
-pip install --no-deps litgpt==0.5.13 jsonargparse docstring_parser typeshed_client    (in an environment of its own, or leave it out)
-OMP_NUM_THREADS=1 python experiments/speed/training.py    (about 40 minutes on a calm core; writes training.csv beside itself)
+pip install --no-deps litgpt==0.5.13 jsonargparse docstring_parser typeshed_client  # optional; a separate venv
+OMP_NUM_THREADS=1 python experiments/speed/training.py    (40 minutes on an idle core; writes training.csv)
 
 All train the same Llama from the same weights on the same batches with the same AdamW, clipping and constant learning
 rate; at the end their losses on held-out rows must agree. goldfish is `run()` itself, as goldfish-train calls it, with
-its ledger, progress, CSV and TensorBoard; the Trainer and litgpt log to TensorBoard every 10 steps as it does. Nobody
-validates, measures memorization or saves within the measured steps. Each loop lives in a thread that stands still
-between calls, so that ten steps of each alternate in one process, measured as in linear_loss.py; start-up and the first
+its ledger, progress, CSV and TensorBoard; the Trainer and litgpt log to TensorBoard every 10 steps as it does. No loop
+validates, measures memorization or saves within the measured steps. Each loop has a thread that pauses between calls,
+so that ten steps of each alternate in one process, measured as in linear_loss.py; start-up and the first
 ten steps are not counted. Linux only.
 """
 
@@ -44,7 +44,7 @@ ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: threads share one heap, so memo
 
 
 class Size(NamedTuple):
-    """Overrides of conf/, the batch, steps of a call and between log entries, calls that are counted."""
+    """Overrides of conf/, the batch, steps of a call, steps between log entries, and counted calls."""
 
     overrides: str
     rows: int
@@ -73,13 +73,13 @@ Pause = Callable[[], None]
 
 
 def composed(overrides: list[str]) -> dict[str, Any]:
-    """conf/train.yaml with overrides, as goldfish-train would freeze it."""
+    """Return conf/train.yaml with overrides, as goldfish-train would freeze it."""
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
         return plain(compose("train", overrides))
 
 
 class Task:
-    """What all train on: the parts of goldfish's configuration, `steps` steps of it."""
+    """What all loops train on: the parts of goldfish's configuration, for `steps` steps."""
 
     def __init__(self, size: Size, k: int | None, steps: int, folder: Path) -> None:
         words = [
@@ -111,7 +111,7 @@ class Task:
         return self.job.mask(batch["ids"], boundary_id=self.prepared.separator, visit_B=batch["visit"])
 
     def loader(self) -> DataLoader:
-        """The run's batches as `input_ids` and `labels`, with -100 for what the mask drops."""
+        """Return the run's batches as `input_ids` and `labels`, with -100 for dropped tokens."""
 
         def labelled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             labels = batch["ids"].masked_fill(~self.keep(batch), -100) if self.job.mask.k else batch["ids"]
@@ -127,7 +127,7 @@ class Task:
 
 
 def ours(task: Task, pause: Pause, compiled: bool = False) -> LlamaForCausalLM:
-    """goldfish-train's own run, stopped as by Ctrl-C after the last step."""
+    """Run goldfish-train's own `run()`, stopped as by Ctrl-C after the last step."""
     done: list[None] = []
 
     def stop_requested() -> bool:  # asked once a step
@@ -160,7 +160,7 @@ def bare(task: Task, pause: Pause) -> LlamaForCausalLM:
 
 
 class Plain(pl.LightningModule):
-    """The least that trains by hand in Lightning, with the loss of transformers or with goldfish's."""
+    """The smallest LightningModule that trains, with the loss of transformers or of goldfish."""
 
     def __init__(self, task: Task, pause: Pause, with_goldfish_loss: bool) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Plain(pl.LightningModule):
 def lightning(
     task: Task, pause: Pause, with_goldfish_loss: bool = False, with_logging: bool = False
 ) -> LlamaForCausalLM:
-    """Our Trainer without callbacks, loggers and checkpoints; or with our loggers, as Lightning's `self.log` fills them."""
+    """Run our Trainer without callbacks, loggers and checkpoints, or with our loggers and Lightning's `self.log`."""
     module = Plain(task, pause, with_goldfish_loss)
     settings = TrainerSettings(options={"enable_checkpointing": False})
     logger = task.job.logger(task.folder / "lightning_logs") if with_logging else False
@@ -229,7 +229,7 @@ def hugging_face(task: Task, pause: Pause) -> LlamaForCausalLM:
 
 
 def litgpt(task: Task, pause: Pause, compiled: bool = True) -> torch.nn.Module:
-    """`litgpt.pretrain.fit`, called as its `main` does; where tokens are dropped, its loss is given our labels."""
+    """Run `litgpt.pretrain.fit` as its `main` does. Where tokens are dropped, its loss is given our labels."""
     from lightning.fabric import Fabric
     from litgpt import GPT, Config, pretrain
     from litgpt.args import EvalArgs, TrainArgs
@@ -299,7 +299,7 @@ labels = threading.local()  # of the batch that this thread's litgpt is at
 
 
 def _with_labels(logits: Tensor, targets: Tensor, **settings: Any) -> Tensor:
-    """litgpt's cross entropy on the labels of the batch in place of all its tokens."""
+    """Compute litgpt's cross entropy on the labels of the batch in place of all its tokens."""
     from litgpt.utils import chunked_cross_entropy
 
     if labels.now is not None:  # not one of the trials before training
@@ -321,7 +321,7 @@ LOOPS: dict[str, Callable[[Task, Pause], torch.nn.Module]] = {
 
 
 class Standing:
-    """A training loop in a thread of its own: a call lets it do `steps` steps, and it stands still between calls."""
+    """A training loop in a thread of its own. A call lets it do `steps` steps; between calls it waits."""
 
     def __init__(self, loop: Callable[[Task, Pause], torch.nn.Module], task: Task, steps: int) -> None:
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
@@ -365,7 +365,7 @@ def held_out_loss(model: torch.nn.Module, ids: Tensor) -> float:
 def measure(
     name: str, k: int | None, paths: list[str], reference: str, repeats: int | None, folder: Path
 ) -> list[dict[str, Any]]:
-    """Rows of the table, one a loop; AssertionError if the loops did not do the same work."""
+    """Return the rows of the table, one for each loop; AssertionError if the loops did not do the same work."""
     size = SIZES[name]
     repeats = repeats or size.repeats
     task = Task(size, k, size.steps * (repeats + 1), folder)

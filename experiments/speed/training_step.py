@@ -1,9 +1,9 @@
-"""Speed and memory of a whole training step against bare PyTorch, and what logging costs.
+"""Compare a whole training step with bare PyTorch: speed and memory; and measure what logging costs.
 
 python experiments/speed/training_step.py            (about 6 minutes; writes training_step.csv beside itself)
 python experiments/speed/training_step.py --logging  (about 4 minutes; writes logging_cost.csv)
 
-A step is mask + forward + loss + backward + AdamW. Bare PyTorch is `model(ids, labels=ids).loss`, the path of
+A step is mask + forward + loss + backward + AdamW. Bare PyTorch is `model(ids, labels=ids).loss` of
 transformers. Time and memory are measured as in linear_loss.py; memory includes weights, gradients and AdamW's state.
 """
 
@@ -42,7 +42,7 @@ def random_rows(size: str) -> torch.Tensor:
 
 
 def training_step(path: str, size: str, dtype: torch.dtype, k: int | None) -> Step:
-    """A call that does one training step of the path."""
+    """Return a call that does one training step of the path."""
     model = LlamaFromConfig(**SIZES[size][0])(SIZES[size][1], SEPARATOR, seed=0).to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids, mask = random_rows(size), HashedMask(k=k)
@@ -95,7 +95,7 @@ def measure_steps(threads: int, repeats: int) -> list[dict[str, Any]]:
 
 
 class Clock(pl.Callback):
-    """CPU and wall seconds of every training step, by whether it was logged."""
+    """Collect CPU and wall seconds of every training step, by whether it was logged."""
 
     def __init__(self) -> None:
         self.times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -112,7 +112,7 @@ class Clock(pl.Callback):
 
 
 def measure_logging(threads: int, pairs: int, log_every: int = 10) -> list[dict[str, Any]]:
-    """Real steps of the LightningModule, every second one logged: what a logged one costs more, spread over `log_every`."""
+    """Measure steps of the LightningModule, every second one logged: the extra cost of logging, over `log_every`."""
     rows = []
     for size, (config, vocabulary, batch, tokens) in SIZES.items():
         model = LlamaFromConfig(**config)(vocabulary, SEPARATOR, seed=0)
