@@ -5,7 +5,8 @@ python experiments/robustness/kills.py --kills 100 --others 20 --seed 0      (2 
 `--kills`: SIGKILL to a child (worker), to the typed command (parent), or to the whole process tree (all). `--others`:
 SIGTERM, Ctrl-C twice, and a full disk (a small tmpfs in a mount namespace of its own: `unshare`). The moment is uniform
 over the duration of the uninterrupted command. The plan depends on the counts and the seed only;
-`--first 0 --last 25` runs a part of it. Writes a row for each case to kills.csv beside itself, or to `--out`. The exit code is 1 if anything was lost.
+`--first 0 --last 25` runs a part of it. Writes a row for each case to kills.csv beside itself, or to
+`--out`. The exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -78,7 +79,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Case:
-    """What is stopped, how and when. `share`: of the duration; `again`: of the second attempt, None: not killed again."""
+    """What is stopped, how and when. `share`: of the duration; `again`: of the second attempt, None: no kill."""
 
     number: int
     task: str
@@ -120,7 +121,7 @@ def stop(case: Case, command: Command) -> bool:
 
 
 def _child(case: Case, command: Command) -> int:
-    """Return one of the command's children, after waiting for the first; the command itself if it has none (goldfish-data)."""
+    """Wait for a child of the command and return one; the command itself if it has none (goldfish-data)."""
     while True:
         children = [pid for pid in command.alive() if pid != command.pid]
         if children or command.ended() or case.task == "prepare":

@@ -43,7 +43,7 @@ def seconds(step: Step) -> tuple[float, float]:
 
 
 def paired(steps: dict[str, Step], repeats: int, reference: str = REFERENCE) -> dict[str, dict[str, float]]:
-    """Return medians of CPU and wall seconds and of ratios to `reference` within a repeat; the first call is warm-up."""
+    """Return medians of CPU and wall seconds and ratios to `reference` within a repeat; the first call is warm-up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():

@@ -4,8 +4,8 @@ python experiments/speed/startup.py    (about 4 minutes; writes startup.csv besi
 
 CPU and wall time; the libraries are torch, Lightning and Transformers. A tiny model, cached text, one thread. The
 command is a parent (Hydra, the live view) and a child (the job). Both are counted until progress.json reports a step.
-Repeats alternate between command and import; medians, ratios within a repeat. The first start of each, which also prepares the
-text, is not counted. Linux only.
+Repeats alternate between command and import; medians, ratios within a repeat. The first start of each, which also
+prepares the text, is not counted. Linux only.
 """
 
 import argparse
