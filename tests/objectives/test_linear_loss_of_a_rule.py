@@ -116,7 +116,7 @@ def test_second_derivatives_are_refused_and_what_does_not_fit_is_refused_by_name
         torch.autograd.grad(linear_loss(hidden, weight, cross_entropy, target)[0], hidden, create_graph=True)
     with pytest.raises(ValueError, match=r"hidden_ND, weight_VD.*\(5, 24\), \(50, 20\)"):
         linear_loss(hidden, weight[:, :20], cross_entropy, target)
-    with pytest.raises(ValueError, match=r"rows: wanted 5 of each.*\(4,\)"):
+    with pytest.raises(ValueError, match=r"rows: each must have 5 rows.*\(4,\)"):
         linear_loss(hidden, weight, cross_entropy, target[:4])
     with pytest.raises(TypeError, match=r"one type.*bfloat16.*float32"):
         linear_loss(hidden.bfloat16(), weight, cross_entropy, target)

@@ -81,7 +81,7 @@ def seal(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def unseal(folder: Path) -> dict[str, Any]:
-    """The `meta` of a sealed folder; Damaged names a file that is not what it was.
+    """Return the `meta` of a sealed folder; raise Damaged that names a file that is not what it was.
 
     Files up to 64 MiB are hashed each time. A larger one only if its size or times changed: hashing terabytes would take
     longer than reading what a run needs of them. So damage below the file system, which changes no time, is not noticed there.
@@ -115,7 +115,7 @@ def _sha256_of(content: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; Damaged if it cannot be read."""
+    """Return the content of a JSON file; raise Damaged if it cannot be read."""
     try:
         return disk.read_json(path)
     except disk.FileError as error:

@@ -39,10 +39,10 @@ def find_candidates(
     normalize: Callable[[str], str],
     tell: Callable[[int], None],
 ) -> Candidates:
-    """The first `document_tokens` ids of each document of the source that has so many.
+    """Yield the first `document_tokens` ids of each document of the source that has so many.
 
     The source: random tokens, the user's file, or the groups held out of the corpus; of these at most max(4096, 16 x
-    wanted), those with the smallest hash of seed and id. ValueError names a document of a file that is too short.
+    wanted), those with the smallest hash of seed and id. Raises ValueError that names a document of a file that is too short.
     """
     length, wanted = injection.document_tokens, injection.documents + injection.never_seen
     if injection.canaries:

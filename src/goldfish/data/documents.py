@@ -19,9 +19,9 @@ class Entry(NamedTuple):
 
 
 def read_documents(path: Path) -> list[Entry]:
-    """The documents of a JSONL file, a Parquet file or the folder of a saved `datasets` dataset.
+    """Return the documents of a JSONL file, a Parquet file or the folder of a saved `datasets` dataset.
 
-    Each holds "id" (a text or a whole number), "text" and maybe "split". FileError names the file, the line or row that
+    Each holds "id" (a text or a whole number), "text" and maybe "split". Raises FileError that names the file, the line or row that
     is wrong, or the missing column.
     """
     entries: dict[str, Entry] = {}
@@ -68,7 +68,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of the bytes of a file, or of every file below a folder."""
+    """Return a hash of the bytes of a file, or of every file below a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

@@ -125,7 +125,7 @@ class Plan:
         self._seed, self._position = seed, position
 
     def at(self, number_N: np.ndarray | Sequence[int]) -> Rows:
-        """What the rows `number_N` of the run hold; IndexError if there is no such row."""
+        """Return what the rows `number_N` of the run hold; IndexError if there is no such row."""
         number_N = np.asarray(number_N, dtype=np.int64)
         if len(number_N) and not (number_N.min() >= 0 and number_N.max() < self.rows):
             raise IndexError(f"rows {number_N.min()} to {number_N.max()} of a plan of {self.rows} rows")
@@ -155,7 +155,7 @@ class Plan:
 
 
 def rows_of_step(step: int, batch_size: int, rank: int, world: int) -> range:
-    """The row numbers of a step (from 0) on a rank: a contiguous share of the step's `batch_size` rows."""
+    """Return the row numbers of a step (from 0) on a rank: a contiguous share of the step's `batch_size` rows."""
     share = batch_size // world
     first = step * batch_size + rank * share
     return range(first, first + share)

@@ -6,7 +6,7 @@ OVERLAP = 13  # tokens; texts that share so long an n-gram overlap (the n of con
 
 
 def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """A uint64 hash of every n consecutive ids along the last axis; empty if there are fewer than n."""
+    """Return a uint64 hash of every n consecutive ids along the last axis; empty if there are fewer than n."""
     count = max(0, ids.shape[-1] - n + 1)
     hashes = np.zeros((*ids.shape[:-1], count), dtype=np.uint64)
     for shift in range(n if count else 0):
@@ -59,7 +59,7 @@ class Overlap:
         self._found[grams] = True
 
     def share(self, candidate: int) -> float:
-        """The share of the candidate's n-grams that other text holds, 0 to 1."""
+        """Return the share of the candidate's n-grams that other text holds, 0 to 1."""
         grams = self._grams[candidate]
         return float(self._found[grams].mean()) if len(grams) else 0.0
 

@@ -31,7 +31,7 @@ class Exposures:
 
     @cached_property
     def round_sizes(self) -> np.ndarray:
-        """How many documents have an exposure in each round. Made when asked for: a number of repeats may be too large."""
+        """Return how many documents have an exposure in each round. Made when asked for: a number of repeats may be too large."""
         return np.searchsorted(-self.repeats_D[self.order_D], -np.arange(self.rounds), side="left")  # repeats > round
 
     @cached_property
@@ -51,7 +51,7 @@ class Exposures:
         return self.order_D[exposure_N - self._before[occurrence_N]], occurrence_N
 
     def number(self, document_N: np.ndarray, occurrence_N: np.ndarray) -> np.ndarray:
-        """The inverse of `at`."""
+        """Return the inverse of `at`."""
         number_N: np.ndarray = self._before[occurrence_N] + self._rank_D[document_N]
         return number_N
 
@@ -188,7 +188,7 @@ def mix64(value: int | np.ndarray) -> np.ndarray:
 
 
 def permute(index_N: np.ndarray, size: int | np.ndarray, seed: int | np.ndarray) -> np.ndarray:
-    """The places of `index_N` in a shuffle of range(size): a Feistel network that is walked until it lands inside.
+    """Return the places of `index_N` in a shuffle of range(size): a Feistel network that is walked until it lands inside.
 
     `size` and `seed`: one for all, or one each.
     """

@@ -38,7 +38,7 @@ class Split:
 
 
 def from_corpus(injection: Injection) -> bool:
-    """Whether the documents are drawn from the corpus, of which groups are held out then."""
+    """Return whether the documents are drawn from the corpus, of which groups are held out then."""
     return injection.path is None and not injection.canaries
 
 
@@ -52,7 +52,7 @@ def split(
 ) -> Split:
     """Read the corpus once and decide; `tell` is given the number of documents read so far.
 
-    `trained`: the tokenizer will be trained on the text, so there must be text. ValueError if the corpus is too small.
+    `trained`: the tokenizer will be trained on the text, so there must be text. Raises ValueError if the corpus is too small.
     """
     names: set[str] | None = set()
     count = 0

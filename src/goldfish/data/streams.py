@@ -37,7 +37,7 @@ def pack(
     """Append the tokens of every document to final/background.bin or validation.bin of `partial`, a separator before each.
 
     `drop`: leave out the documents that overlap a candidate. Continues what a killed process left there. Returns the
-    statistics, and the seconds of the processes before this one. Damaged if what they left is; ValueError if a part is empty.
+    statistics, and the seconds of the processes before this one. Raises Damaged if what they left is; raise ValueError if a part is empty.
     """
     dtype = token_type(tokenizer)
     separator = separator_id(tokenizer)

@@ -85,14 +85,14 @@ class Pretrained:
         return tokenizer
 
     def fingerprint(self) -> str:
-        """A hash of the folder's tokenizer files."""
+        """Return a hash of the folder's tokenizer files."""
         names = ("*token*", "*.model", "vocab*")
         files = [path for name in names for path in sorted(self.path.glob(name))]
         return f"pretrained-{sha256_of((path.name, path) for path in files)}"
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the token that begins every document, in training and in the prompts of the evaluation."""
+    """Return the id of the token that begins every document, in training and in the prompts of the evaluation."""
     found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if found is None:
         raise FileError(
@@ -102,7 +102,7 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without any special token."""
+    """Return token ids of each text, without any special token."""
     if not texts:  # of which transformers makes an IndexError
         return []
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
@@ -116,7 +116,7 @@ def encoded(
 ) -> Iterator[list[tuple[Tag, Document, np.ndarray]]]:
     """Batches of documents with their ids (uint32), in order; all cores tokenize a batch.
 
-    Ids that a document brings along are taken as they are; ValueError names one that the tokenizer does not have.
+    Ids that a document brings along are taken as they are; raise ValueError that names one that the tokenizer does not have.
     """
     for batch in _batches(documents):
         found = _ids(tokenizer, [document for _, document in batch])

@@ -61,7 +61,7 @@ class NgramFilter:
 
         `rows()` gives the text as integer arrays (..., T), the same ones each time; n-grams lie within a row. Memory:
         about 300 MB and the filter, whatever the text; it is read once for every 4 million n-grams. `source`: a name
-        for the header. ValueError if no n-gram is so frequent: it says what to lower.
+        for the header. Raises ValueError if no n-gram is so frequent: it says what to lower.
         """
         kept_N, prefix_N, counted, most = _frequent(rows, ngram, min_count)
         if not counted:
@@ -102,7 +102,7 @@ class NgramFilter:
 
     @classmethod
     def load(cls, folder: Path) -> "NgramFilter":
-        """Read what `save` wrote. ValueError if it is damaged, or was written by another version."""
+        """Read what `save` wrote. Raises ValueError if it is damaged, or was written by another version."""
         try:
             header = unseal(folder)
         except (Damaged, OSError) as damage:
@@ -144,7 +144,7 @@ class Refuse(LogitsProcessor):
     The prompt seeds the window; every row (also every beam) has its own. Where a window begins a filtered n-gram, tokens
     are tried from the likeliest down until `wanted` are allowed, and those that were not tried are refused too: 1 is
     enough for greedy decoding, 2 x beams for beams; None tries all, as sampling needs. Padding before a short prompt counts
-    as tokens: it may refuse more, never less. ValueError if no token is left, so that the promise holds.
+    as tokens: it may refuse more, never less. Raises ValueError if no token is left, so that the promise holds.
     """
 
     def __init__(self, ngrams: NgramFilter, wanted: int | None = None) -> None:
@@ -214,7 +214,7 @@ class MemFree:
     def filter(
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
     ) -> NgramFilter:
-        """The filter of `path`, or of the training `rows`, which is kept in `cache_dir` under the rows' content.
+        """Return the filter of `path`, or of the training `rows`, which is kept in `cache_dir` under the rows' content.
 
         ValueError: neither, an empty filter, or one of another tokenizer.
         """
@@ -246,7 +246,7 @@ class MemFree:
 
 
 def pieces(stream: np.ndarray, ngram: int, tokens: int = 1 << 20) -> Iterator[np.ndarray]:
-    """A long (memory-mapped) stream as `rows` of `NgramFilter.build`: every n-gram of it lies in exactly one piece."""
+    """Yield a long (memory-mapped) stream as `rows` of `NgramFilter.build`: every n-gram of it lies in exactly one piece."""
     for low in range(0, len(stream) - ngram + 1, tokens):
         yield stream[low : low + tokens + ngram - 1]
 

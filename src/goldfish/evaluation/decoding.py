@@ -91,7 +91,7 @@ def forced(
 
 
 def _statistics(logits_MV: Tensor, true_M: Tensor, warp: LogitsProcessorList | None = None) -> tuple[Tensor, ...]:
-    """The fields of Forced, without the last where there is nothing to warp."""
+    """Return the fields of Forced, without the last where there is nothing to warp."""
     logits_MV = logits_MV.float()
     scheme_M = () if warp is None else (log_p_of(true_M, warp(cast(Any, None), logits_MV)),)
     (guess_M,) = top(logits_MV)
@@ -171,7 +171,7 @@ def sample(
     warp = Scheme(temperature, top_k, top_p).warpers()
 
     def draw(logits_MV: Tensor, luck_M: Tensor) -> tuple[Tensor, ...]:
-        """The token at which the cumulative probability passes a number from 0 to 1; -1 where logits are NaN."""
+        """Return the token at which the cumulative probability passes a number from 0 to 1; -1 where logits are NaN."""
         cumulative_MV = warp(cast(Any, None), logits_MV.float()).softmax(dim=-1).cumsum(dim=-1)
         total_M1 = cumulative_MV[:, -1:]
         token_M1 = torch.searchsorted(cumulative_MV, luck_M[:, None] * total_M1, right=True)

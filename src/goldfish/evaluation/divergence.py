@@ -24,7 +24,7 @@ def divergence(
     `on_dropped`, how many of these have it on a dropped position; `share`, on_dropped / diverged; `chance`, what a
     place that knows nothing of the mask would give: the share of dropped positions in the suffixes of the diverged
     documents. share and chance with `_low` and `_high` (bootstrap over documents); these six are None if no document
-    diverged. ValueError if shapes or positions do not fit.
+    diverged. Raises ValueError if shapes or positions do not fit.
     """
     first, kept = np.asarray(first_N), np.asarray(kept_NS)
     if kept.ndim != 2 or first.shape != kept.shape[:1] or not kept.size or kept.dtype != bool:

@@ -62,7 +62,7 @@ class Speaker:
         return hidden_BQD[:, -keep:]
 
     def head(self, hidden_MD: Tensor, function: Pick, *more_M: Tensor) -> list[Tensor]:
-        """What `function(logits_MV, ...)` returns, computed on a few rows at a time."""
+        """Return what `function(logits_MV, ...)` returns, computed on a few rows at a time."""
         vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
         step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
         pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
@@ -72,7 +72,7 @@ class Speaker:
 
     @contextmanager
     def _computing(self, tokens: int) -> Iterator[None]:
-        """What multiplies in a pass over so many tokens, with how many threads; a pass over few is not worth oneDNN."""
+        """Yield what multiplies in a pass over so many tokens, with how many threads; a pass over few is not worth oneDNN."""
         if not self.on_cpu:
             yield
             return
@@ -81,7 +81,7 @@ class Speaker:
             yield
 
     def rows_of_a_pass(self, tokens: int, rows: int) -> int:
-        """How many of `rows` rows of `tokens` tokens to read at once."""
+        """Return how many of `rows` rows of `tokens` tokens to read at once."""
         return max(1, _CPU_TOKENS // tokens) if self.on_cpu else rows
 
 
@@ -236,7 +236,7 @@ class _Layer(CacheLayerMixin):
 
 
 def top(logits_MV: Tensor) -> tuple[Tensor, ...]:
-    """The most likely token of each row, the first of equals; -1 if a logit is NaN."""
+    """Return the most likely token of each row, the first of equals; -1 if a logit is NaN."""
     top_M = argmax(logits_MV)
     return (top_M.masked_fill(logits_MV.gather(1, top_M[:, None])[:, 0].isnan(), -1),)
 
@@ -252,7 +252,7 @@ def argmax(logits_MV: Tensor) -> Tensor:
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the model keeps all keys and values of every layer, takes its cache from us and is told positions."""
+    """Return whether the model keeps all keys and values of every layer, takes its cache from us and is told positions."""
     layers = DynamicCache(config=model.config).layers
     taken = inspect.signature(model.forward).parameters
     return (

@@ -28,7 +28,7 @@ class Law(NamedTuple):
     share_X: np.ndarray  # 0 to 1
 
     def at(self, x: np.ndarray) -> np.ndarray:
-        """The line's points at these values."""
+        """Return the line's points at these values."""
         return np.asarray(self.intercept + self.slope * np.log10(x))
 
 
@@ -40,7 +40,7 @@ def bucket(repeats: int) -> int:
 
 
 def middle(n: int) -> float:
-    """The geometric middle of bucket n, in repeats."""
+    """Return the geometric middle of bucket n, in repeats."""
     return float(2 ** ((n + 0.5) / 4))
 
 
@@ -88,11 +88,11 @@ def fit(
 
 
 def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
-    """A row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
+    """Return a row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
 
     Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures), `bucket` (its middle), `offset`, `prefix_tokens`,
     `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the
-    separator are left out. ValueError if there is no finished run.
+    separator are left out. Raises ValueError if there is no finished run.
     """
     tables = []
     for path in paths:

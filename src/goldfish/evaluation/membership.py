@@ -79,7 +79,7 @@ def attack(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """How well one score tells members (larger) from non-members; ValueError if there are none or one is not finite.
+    """How well one score tells members (larger) from non-members; raise ValueError if there are none or one is not finite.
 
     `auc`: probability that a member scores above a non-member, ties half (0.5 is chance). `tpr_at_0.1%`, `tpr_at_1%`:
     the largest share of members found while at most that share of the non-members is taken for members (arXiv

@@ -132,7 +132,7 @@ def _bytes(text: str) -> int:
 
 @torch.no_grad()
 def _nats(model: PreTrainedModel, rows: Sequence[np.ndarray], batch_size: int, progress: Progress) -> np.ndarray:
-    """The sum of -log p over each row's targets."""
+    """Return the sum of -log p over each row's targets."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     longest = max(len(row) for row in rows)

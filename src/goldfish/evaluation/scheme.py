@@ -18,11 +18,11 @@ class Scheme(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is changed."""
+        """Return whether nothing is changed."""
         return self == Scheme()
 
     def warpers(self) -> LogitsProcessorList:
-        """transformers' own, in the order of its `generate`; ValueError names a value out of its range."""
+        """transformers' own, in the order of its `generate`; raise ValueError that names a value out of its range."""
         found = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
         found += [TopPLogitsWarper(float(self.top_p))] if self.top_p != 1 else []

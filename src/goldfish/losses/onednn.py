@@ -1,7 +1,7 @@
-"""Float32 matrix products on a CPU by oneDNN, which takes AVX-512 wherever it is.
+"""Multiply float32 matrices on a CPU with oneDNN, which uses AVX-512 on every processor that has it.
 
-PyTorch asks oneDNN for all other types, and MKL for float32; MKL takes AVX-512 on Intel's processors only. On AMD's the
-same products take 0.5 to 0.7 of the time by oneDNN (experiments/speed), and differ in rounding only.
+PyTorch uses MKL for float32 and oneDNN for the other types. MKL uses AVX-512 on Intel processors only. On AMD
+processors oneDNN needs 0.5 to 0.7 of MKL's time (experiments/speed); the results differ in rounding only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ AVAILABLE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torc
 
 
 def serves(weight_NK: Tensor) -> bool:
-    """Whether `product` can multiply by this: dense, float32, on a CPU that has AVX-512; `torch.backends.mkldnn` is on."""
+    """Return whether `product` accepts this matrix: dense, float32, CPU with AVX-512, `torch.backends.mkldnn` enabled."""
     return (
         AVAILABLE
         and bool(torch.backends.mkldnn.enabled)
@@ -30,14 +30,14 @@ def serves(weight_NK: Tensor) -> bool:
 def product(left_MK: Tensor, right_NK: Tensor) -> Tensor:
     """Return left @ right.T, without gradients. `left` may have more leading dimensions.
 
-    `right` must be dense or the transpose of a dense matrix: oneDNN has but slow loops for other strides.
+    `right` must be dense or the transpose of a dense matrix: for other strides oneDNN is slow.
     """
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
     return result
 
 
 class LinearLayers(TorchFunctionMode):
-    """While it is entered, linear layers without bias are multiplied by oneDNN, in passes without gradients."""
+    """Compute linear layers without bias with oneDNN while this mode is active and gradients are off."""
 
     def __torch_function__(
         self,
@@ -46,8 +46,8 @@ class LinearLayers(TorchFunctionMode):
         arguments: Sequence[Any] = (),
         keywords: Mapping[str, Any] | None = None,
     ) -> Any:
-        left_to_others = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if function is linear and not (keywords or left_to_others):
+        unsupported = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if function is linear and not (keywords or unsupported):
             left, weight, bias = (*arguments, None)[:3]
             if bias is None and left.dtype == torch.float32 and serves(weight):
                 return product(left, weight)

@@ -1,4 +1,4 @@
-"""Which targets keep their loss. One class a mask, one file a kind; `goldfish_mask` is the front door.
+"""Decide which targets keep their loss: `goldfish_mask` applies one mask, each mask is a class.
 
 Shapes: B rows of a batch, T tokens of a row. keep_BT: True = the token keeps its loss when it is the target.
 """
@@ -28,10 +28,11 @@ def goldfish_mask(
 ) -> Tensor:
     """Return keep_BT, bool: False where the goldfish loss drops the token as a target (arXiv 2406.10209, section 3).
 
-    `ids_BT`: integer token ids, B rows of T tokens. `settings` go to the strategy's class (`h`, `seed`, ...).
-    Raises ValueError or TypeError that names the argument.
+    `ids_BT`: integer token ids, B rows of T tokens. `k`: one token in k is dropped (paper: 3 or 4), None drops none.
+    `boundary_id`, `visit_B`: see `Mask`. `settings`: further arguments of the strategy's class (`h`, `seed`, ...).
+    Raises ValueError or TypeError that names the wrong argument.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy={strategy!r}: allowed are {', '.join(STRATEGIES)}")
+        raise ValueError(f"strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
     mask: Mask = STRATEGIES[strategy](k=k, **settings)
     return mask(ids_BT, boundary_id=boundary_id, visit_B=visit_B)

@@ -1,4 +1,4 @@
-"""The mask of the released goldfish code, bit for bit, for comparisons. Do not train with it: see the class."""
+"""Reproduce the mask of the released goldfish code bit for bit, for comparisons. Do not train with it: see the class."""
 
 from functools import lru_cache
 
@@ -12,11 +12,11 @@ TABLE_SEED = 2_971_215_073
 
 
 class HashTableMask:
-    """Drop token t iff table[(product of the h ids that end AT t) mod 1 000 003] < 1/k.
+    """Drop token t if and only if table[(product of the h ids that end AT t) mod 1 000 003] < 1/k.
 
-    Kept as released, with its faults: the product does not see the order of the context, a single id 0 ties all its
-    windows to one fate, products of 50 ids are often 0 mod 2^64 (at k=4 it then drops 2.2-2.5x the wanted share),
-    and the decided token is part of its own window. The first h-1 tokens are always kept.
+    The known faults of the released code are kept. The product ignores the order of the context. All windows with an
+    id 0 share one decision. Products of 50 ids are often 0 mod 2^64 (at k=4 it then drops 2.2-2.5x the intended share).
+    The window includes the token that is decided. The first h-1 tokens are always kept.
 
     The released code hashes rows of TARGETS: for its exact result pass `ids_BT[:, 1:]`.
     """
@@ -40,5 +40,5 @@ class HashTableMask:
 
 @lru_cache(maxsize=1)
 def _table() -> Tensor:
-    """The released table, always the CPU generator's: CUDA's gives another one."""
+    """Return the released table. The generator is always the CPU's, because CUDA's gives other numbers."""
     return torch.rand(TABLE_SIZE, generator=torch.Generator("cpu").manual_seed(TABLE_SEED))

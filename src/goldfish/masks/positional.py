@@ -1,4 +1,4 @@
-"""The two masks that look at where a token stands and not at the text: the paper's negative controls."""
+"""Implement the two masks that depend on a token's position, not on the text: the paper's negative controls."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from goldfish.masks.hashing import at_least_one_in, mix64_, stream
 class StaticMask:
     """Drop every k-th token of the row: positions k-1, 2k-1, ... (arXiv 2406.10209, section 3.1).
 
-    A repeated text that lands at another offset loses other tokens, so repeats end up supervised in full.
+    A text that is repeated at another offset loses other tokens, so in the end every token of it is trained on.
     """
 
     strategy = "static"
@@ -27,9 +27,9 @@ class StaticMask:
 
 
 class RandomMask:
-    """Drop each token with probability 1/k, drawn anew at every visit (arXiv 2406.10209, section 3.1).
+    """Drop each token with probability 1/k, with a new draw at every visit (arXiv 2406.10209, section 3.1).
 
-    The draw is a function of (seed, visit, position), so it is the same on every device and split of the batch.
+    The draw is a function of (seed, visit, position), so it is the same on every device and for every batch split.
     Without `visit_B` it comes from torch's global generator.
     """
 

@@ -27,7 +27,7 @@ class Parameters:
 
     @property
     def non_embedding(self) -> int:
-        """What the layers hold."""
+        """Return what the layers hold."""
         return self.total - self.embedding
 
 
@@ -45,13 +45,13 @@ class Memory:
     problem: str = ""
 
     def total(self, checkpointing: bool = False) -> int:
-        """All of it."""
+        """Return all of it."""
         activations = self.checkpointed if checkpointing else self.activations
         return self.weights + self.gradients + self.optimizer + activations
 
 
 def empty(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """The model on the meta device: shapes and types, no memory."""
+    """Return the model on the meta device: shapes and types, no memory."""
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
         torch.nn.Module.to(model, dtype)
@@ -85,7 +85,7 @@ def flops_per_token(config: LlamaConfig, sequence_length: int) -> int:
 
 
 def optimizer_bytes(optimizer: OptimizerSource, model: LlamaForCausalLM) -> int:
-    """Bytes of the optimizer's state after a step; `model` is on the meta device."""
+    """Return bytes of the optimizer's state after a step; `model` is on the meta device."""
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     made = optimizer(model)
@@ -94,7 +94,7 @@ def optimizer_bytes(optimizer: OptimizerSource, model: LlamaForCausalLM) -> int:
 
 
 def activation_bytes(config: LlamaConfig, rows: int, sequence_length: int, precision: Precision) -> tuple[int, int]:
-    """Bytes that wait for the backward pass: of all layers, and with each layer's activations computed again.
+    """Return bytes that wait for the backward pass: of all layers, and with each layer's activations computed again.
 
     What autograd saves is counted while two small models do their forward pass on fake tensors; a layer more is their
     difference. Attention is torch's fused one. The loss (goldfish.losses.linear_loss) keeps no logits: its gradients wait, of
@@ -149,7 +149,7 @@ def memory(
     micro_batch_size: int | None,
     sequence_length: int,
 ) -> list[Memory]:
-    """Bytes on each device for the strategies: one device, and `devices` of them working together.
+    """Return bytes on each device for the strategies: one device, and `devices` of them working together.
 
     `batch_size`: rows of a step over all devices; `micro_batch_size`: rows of a forward pass on one (None = its share).
     Not counted: the allocator's holes, buffers of communication but DDP's, a chunk of the loss's logits.
@@ -183,7 +183,7 @@ def _fsdp(
     rows: int,
     sequence_length: int,
 ) -> Memory:
-    """All in shards, and what is whole at a time; under bf16-mixed that is bfloat16, and so are the activations."""
+    """Return all in shards, and what is whole at a time; under bf16-mixed that is bfloat16, and so are the activations."""
     model = empty(config, torch.bfloat16 if precision == "bf16-true" else torch.float32)
     weights, state = _tensor_bytes(list(model.parameters())), optimizer_bytes(optimizer, model)
     compute: Precision = "32-true" if precision == "32-true" else "bf16-true"
@@ -215,7 +215,7 @@ def _deepspeed(
 
 
 def _gathered(config: LlamaConfig, precision: Precision) -> int:
-    """Bytes of weights that are whole at a time: all outside the layers, one layer, and the next on its way."""
+    """Return bytes of weights that are whole at a time: all outside the layers, one layer, and the next on its way."""
     model = empty(config, torch.float32 if precision == "32-true" else torch.bfloat16)
     layer = _tensor_bytes(list(model.model.layers[0].parameters()))
     return _tensor_bytes(list(model.parameters())) - (config.num_hidden_layers - 2) * layer
@@ -226,7 +226,7 @@ def _share(size: int, devices: int) -> int:
 
 
 def _tensor_bytes(found: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+    """Return bytes of all tensors in nested dicts and lists."""
     if isinstance(found, Tensor):
         return found.numel() * found.itemsize
     if isinstance(found, dict):

@@ -75,7 +75,7 @@ class LlamaFromConfig:
         )
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
-        """The model's configuration."""
+        """Return the model's configuration."""
         ids: dict[str, Any] = dict(bos_token_id=separator_id, eos_token_id=separator_id, pad_token_id=None)
         return LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
 
@@ -113,7 +113,7 @@ class LlamaFromPretrained:
             )
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
-        """The folder's configuration; ValueError if its vocabulary is too small."""
+        """Return the folder's configuration; raise ValueError if its vocabulary is too small."""
         config = cast(LlamaConfig, load_config(self.path, attn_implementation="sdpa"))
         if config.vocab_size < vocab_size:
             raise ValueError(
@@ -123,11 +123,11 @@ class LlamaFromPretrained:
         return config
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-        """Return the model on the CPU in float32, whatever the files' type; ValueError if its vocabulary is too small."""
+        """Return the model on the CPU in float32, whatever the files' type; raise ValueError if its vocabulary is too small."""
         model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
         return cast(LlamaForCausalLM, model)
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:
-    """Number of trained parameters, tied weights counted once."""
+    """Return number of trained parameters, tied weights counted once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -18,7 +18,7 @@ _ADVICE = "; give a folder that save_pretrained wrote (safetensors), or copy it 
 
 
 def load_config(folder: Path | str, **options: Any) -> PretrainedConfig:
-    """The folder's configuration; FileError if there is none."""
+    """Return the folder's configuration; raise FileError if there is none."""
     folder = Path(folder)
     read_object(folder / "config.json")
     with reading(folder / "config.json", "a model's configuration", _ADVICE):
@@ -29,7 +29,7 @@ def load_config(folder: Path | str, **options: Any) -> PretrainedConfig:
 
 
 def load_model(folder: Path | str, config: PretrainedConfig | None = None, **options: Any) -> Any:
-    """The causal language model of a folder; `options` as of `from_pretrained`, such as dtype.
+    """Return the causal language model of a folder; `options` as of `from_pretrained`, such as dtype.
 
     FileError if a weight is missing, has another shape, or does not belong to the configuration: transformers would fill
     a missing one with random numbers.
@@ -57,7 +57,7 @@ def load_model(folder: Path | str, config: PretrainedConfig | None = None, **opt
 
 
 def load_tokenizer(folder: Path | str, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder; FileError if there is none, or a damaged one."""
+    """Return the tokenizer of a folder; raise FileError if there is none, or a damaged one."""
     folder = Path(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():

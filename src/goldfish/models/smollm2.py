@@ -20,7 +20,7 @@ SEPARATOR = "<|endoftext|>"  # what lay between the documents it was pretrained 
 class SmolLM2:
     """The model with its pretrained weights: 134.5 M parameters, quantized to 4 bits in the package, float32 here.
 
-    The package is found, never imported. ValueError if it, or what transformers reads its file with, is not installed.
+    The package is found, never imported. Raises ValueError if it, or what transformers reads its file with, is not installed.
     """
 
     max_length: int | None = 8192
@@ -29,7 +29,7 @@ class SmolLM2:
         self.folder = _folder()
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
-        """The model's configuration; ValueError if the tokenizer is another than the model's."""
+        """Return the model's configuration; raise ValueError if the tokenizer is another than the model's."""
         if vocab_size != VOCABULARY:
             raise ValueError(
                 f"the model knows {VOCABULARY} tokens, the tokenizer {vocab_size}; type data/tokenizer=smollm2"
@@ -40,7 +40,7 @@ class SmolLM2:
         return shape.config(vocab_size, separator_id)
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-        """Return the model on the CPU in float32; ValueError if the package's file is not the tested one."""
+        """Return the model on the CPU in float32; raise ValueError if the package's file is not the tested one."""
         model = LlamaForCausalLM(self.config(vocab_size, separator_id))
         _check(self.folder)
         read = LlamaForCausalLM.from_pretrained(
@@ -59,7 +59,7 @@ class SmolLM2Tokenizer:
         self.folder = _folder()
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Load it; `texts` are not read. ValueError if the package's file is not the tested one."""
+        """Load it; `texts` are not read. Raises ValueError if the package's file is not the tested one."""
         _check(self.folder)
         tokenizer = AutoTokenizer.from_pretrained(self.folder, gguf_file=FILE, local_files_only=True)
         tokenizer.bos_token = tokenizer.eos_token = SEPARATOR

@@ -1,4 +1,4 @@
-"""Training objectives, one a file; `base` says what they have in common."""
+"""Define the training objectives, one in each file; `base` holds their interface."""
 
 from goldfish.objectives.base import Objective, Weighted
 from goldfish.objectives.next_token import NextToken

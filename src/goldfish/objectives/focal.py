@@ -1,4 +1,4 @@
-"""Focal loss (arXiv 1708.02002) on tokens, the baseline of the MiLe paper: targets that are already right weigh less."""
+"""Implement the focal loss (arXiv 1708.02002) on tokens, the MiLe paper's baseline: likely targets weigh less."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from goldfish.objectives.weighting import TokenWeighting
 
 
 class Focal(TokenWeighting):
-    """A target weighs (1 - p)^gamma: p is its probability.
+    """Weigh each target by (1 - p)^gamma, where p is its probability.
 
-    `gamma`: 0 is next-token prediction. `detach`: whether the weight is a constant; in the focal loss as it was published
-    it is not, and its gradient counts. As in the MiLe paper, the sum is divided by that of the weights.
+    `gamma` >= 0: 0 is next-token prediction. `detach`: True stops the gradient of the weight; the published focal loss
+    does not stop it. As in the MiLe paper, the loss sum is divided by the sum of the weights.
     """
 
     @checked
@@ -18,8 +18,8 @@ class Focal(TokenWeighting):
         self.gamma, self.detach = gamma, detach
 
     def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
-        """(1 - p)^gamma."""
+        """Return (1 - p)^gamma."""
         log_p_C = log_p_CV.gather(1, target_C.unsqueeze(1)).squeeze(1)
-        # A power below 1 has no finite slope at 0.
+        # Clamped, because for gamma < 1 the gradient at 0 is infinite.
         weight_C = (-log_p_C.expm1()).clamp(min=1e-7) ** self.gamma
         return weight_C.detach() if self.detach else weight_C

@@ -1,4 +1,4 @@
-"""Label smoothing (arXiv 1512.00567): the wanted distribution is not one token alone."""
+"""Implement label smoothing (arXiv 1512.00567): the target distribution gives every token some probability."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,9 +10,9 @@ from goldfish.objectives.base import Objective
 
 
 class LabelSmoothing(Objective):
-    """The SUM over kept targets of the cross entropy with (1 - epsilon) x the target + epsilon x the uniform distribution.
+    """Sum over kept targets the cross entropy with (1 - epsilon) x target + epsilon x uniform distribution.
 
-    `epsilon`: 0 is next-token prediction, 0.1 the usual value.
+    `epsilon`: share of the uniform distribution, 0 <= epsilon < 1. 0 is next-token prediction; the usual value is 0.1.
     """
 
     @checked
@@ -20,7 +20,7 @@ class LabelSmoothing(Objective):
         self.epsilon = epsilon
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """The loss sum in nats."""
+        """Return the loss sum in nats."""
         hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         keep_BS, target_BS = keep_BT[:, 1:], ids_BT[:, 1:]
         loss, _ = linear_loss(hidden_BTD[:, :-1][keep_BS], model.lm_head.weight, self._sums, target_BS[keep_BS])

@@ -1,4 +1,4 @@
-"""MiLe loss (arXiv 2310.19531): tokens that the model finds hard to predict weigh more."""
+"""Implement the MiLe loss (arXiv 2310.19531): targets where the model is uncertain weigh more."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from goldfish.objectives.weighting import TokenWeighting
 
 
 class MiLe(TokenWeighting):
-    """A target weighs (1 + H)^gamma: H is the entropy in nats of the model's distribution, without gradient.
+    """Weigh each target by (1 + H)^gamma, where H is the entropy in nats of the model's distribution, without gradient.
 
-    `gamma`: 0 is next-token prediction, the paper's value 1. Its alpha is 1 / the mean weight of the global batch's kept
-    targets.
+    `gamma` >= 0: 0 is next-token prediction; the paper uses 1. The paper's alpha is here 1 / the mean weight of the
+    kept targets in the global batch.
     """
 
     @checked
@@ -20,6 +20,6 @@ class MiLe(TokenWeighting):
 
     @torch.no_grad()
     def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
-        """(1 + H)^gamma."""
+        """Return (1 + H)^gamma."""
         entropy_C: Tensor = -torch.linalg.vecdot(log_p_CV.exp(), log_p_CV)
         return (1 + entropy_C).pow(self.gamma)

@@ -1,7 +1,7 @@
-"""Patch-level training (arXiv 2407.12665): most of the text is read in patches of tokens, the rest token by token.
+"""Implement patch-level training (arXiv 2407.12665): first on patches of K tokens, then on single tokens.
 
     row      a b c d | e f g h | i j k l      K = 4: three patches, three positions
-    input    mean      mean                   of the embeddings of a patch's tokens
+    input    mean      mean                   the mean embedding of a patch's tokens
     targets            e f g h   i j k l      one distribution predicts all tokens of the next patch
 
 Shapes: P patches of a row, K tokens of a patch.
@@ -20,12 +20,12 @@ from goldfish.objectives.next_token import NextToken
 
 
 class PatchLevel(Objective):
-    """Two stages: a share `lambda_` of the steps on patches, the rest on tokens with a fresh optimizer and schedule.
+    """Train a share `lambda_` of the steps on patches, the rest on tokens with a fresh optimizer and schedule.
 
-    `patch_size` K; rows of the data are K x T tokens long: T positions of patches in the first stage, K rows of T tokens in
-    the second. A mask is made on the whole row; dropped tokens are read as part of their patch and are no targets. The
-    first patch of a row, and in the second stage the first token of each of its K rows, has no context and is no target.
-    The paper: K = 4, lambda 2/3. ValueError from the first step if K does not divide the rows.
+    `patch_size` (K): tokens of a patch. Data rows have K x T tokens: T patches in stage 0, K rows of T tokens in stage 1.
+    The mask is computed on the whole row; dropped tokens still enter their patch's mean but are no targets. The first
+    patch of a row (stage 0) and the first token of each of its K rows (stage 1) have no context, so they are no targets.
+    The paper: K = 4, lambda = 2/3. The first step raises ValueError if K does not divide the row length.
     """
 
     @checked
@@ -34,20 +34,20 @@ class PatchLevel(Objective):
         self.cost = lambda_ / patch_size + 1 - lambda_
 
     def stages(self, steps: int) -> list[int]:
-        """Steps on patches, steps on tokens: at least one of each. A run of one step has only the first."""
+        """Return the steps on patches and on tokens, at least one of each. A run of one step only trains on patches."""
         patched = min(max(1, round(self.lambda_ * steps)), steps - 1)
         return [patched, steps - patched] if patched else [steps]
 
     def rows(self, row_BT: Tensor) -> Tensor:
-        """The rows as the finished model reads them: each in K parts."""
+        """Return the rows as the finished model reads them: each row split into K rows."""
         return self._patches(row_BT).reshape(len(row_BT) * self.patch_size, -1)
 
     def count(self, keep_BT: Tensor) -> Tensor:
-        """Kept targets of the stage's rows."""
+        """Return the number of kept targets in the current stage's rows."""
         return self._patches(keep_BT)[:, 1:].sum() if self.stage == 0 else target_count(self.rows(keep_BT))
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """The loss sum in nats, of the stage's targets."""
+        """Return the loss sum in nats over the current stage's targets."""
         if self.stage:
             return NextToken()(model, self.rows(ids_BT), self.rows(keep_BT))
         ids_BPK, keep_BPK = self._patches(ids_BT), self._patches(keep_BT)[:, 1:]
@@ -67,8 +67,8 @@ class PatchLevel(Objective):
         length, size = row_BT.shape[1], self.patch_size
         if length % size or length < 2 * size:
             raise ValueError(
-                f"data.sequence_length={length}: rows are cut into patches, so it is a multiple of "
-                f"objective.patch_size={size} and at least two of them; type data.sequence_length="
+                f"data.sequence_length={length}: rows are cut into patches, so it must be a multiple of "
+                f"objective.patch_size={size} and hold at least two patches; type data.sequence_length="
                 f"{max(2, -(-length // size)) * size}, or another objective.patch_size"
             )
         return row_BT.view(len(row_BT), -1, size)

@@ -1,4 +1,4 @@
-"""Self-contrastive training (arXiv 2307.01542): where a model that was stopped early repeats itself, learn to differ from it."""
+"""Implement self-contrastive training (arXiv 2307.01542) against a premature model: one that was stopped early."""
 
 from pathlib import Path
 
@@ -12,20 +12,20 @@ from goldfish.models.llama import LlamaFromPretrained
 from goldfish.objectives.base import Objective
 
 MAKE_ONE = "goldfish-train mask=none trainer.max_steps=100 run_dir=logs/premature"
-ROWS = 512  # targets whose logits under the premature model exist at a time
+ROWS = 512  # targets in a chunk of the premature model's logits
 
 
 class SelfContrastive(Objective):
-    """The SUM over kept targets of the cross entropy of z1 + w z0: z1 are the trained model's logits, z0 the premature's.
+    """Sum over kept targets the cross entropy of z1 + w z0: logits z1 of the trained model, z0 of the premature model.
 
-    w = `weight` where the premature model's likeliest token is among the last `window` tokens and the target is not, else 0.
-    The premature model is frozen and no part of what is trained or saved; afterwards the trained model is used alone.
+    w = `weight` if the premature model's most likely token is among the last `window` tokens and the target is not;
+    otherwise w = 0. The premature model is frozen and not saved; after training the trained model is used alone.
 
-    `premature`: run directory or Hugging Face folder of that model; it has the same tokenizer. The paper: weight 4.0,
-    window 64, both models from one pretrained one (model=pretrained).
+    `premature`: its run directory or Hugging Face folder; it must have the same tokenizer. The paper: weight 4.0,
+    window 64 tokens, both models start from the same pretrained model (model=pretrained).
     """
 
-    cost = 4 / 3  # a premature model of the same size does a forward pass more, a third of a step
+    cost = 4 / 3  # the premature model (same size) adds one forward pass: a third of a step
 
     @checked
     def __init__(self, premature: str | None = None, weight: Positive = 4.0, window: Count = 64) -> None:
@@ -34,7 +34,7 @@ class SelfContrastive(Objective):
         self._premature: LlamaForCausalLM | None = None
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """The loss sum in nats."""
+        """Return the loss sum in nats."""
         head_VD = model.lm_head.weight
         hidden_BSD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1]
         target_BS, keep_BS = ids_BT[:, 1:], keep_BT[:, 1:]
@@ -42,13 +42,13 @@ class SelfContrastive(Objective):
         with torch.no_grad():
             other_BSD = premature.model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1]
             other_VD = premature.lm_head.weight
-            asked_BS = keep_BS & ~among_the_last(target_BS, ids_BT[:, :-1], self.window)
-            likeliest_BS = torch.full_like(target_BS, -1)
-            likeliest_BS[asked_BS] = torch.cat([(h @ other_VD.T).argmax(1) for h in other_BSD[asked_BS].split(ROWS)])
-            repeats_BS = among_the_last(likeliest_BS, ids_BT[:, :-1], self.window)
+            candidate_BS = keep_BS & ~among_the_last(target_BS, ids_BT[:, :-1], self.window)
+            top_BS = torch.full_like(target_BS, -1)
+            top_BS[candidate_BS] = torch.cat([(h @ other_VD.T).argmax(1) for h in other_BSD[candidate_BS].split(ROWS)])
+            repeats_BS = among_the_last(top_BS, ids_BT[:, :-1], self.window)
         plain_BS = keep_BS & ~repeats_BS
         loss = linear_cross_entropy(hidden_BSD[plain_BS], head_VD, target_BS[plain_BS])
-        # h1 W1' + w h0 W0' is ONE product of the models' states and heads side by side.
+        # h1 W1' + w h0 W0' is one matrix product of the concatenated hidden states and heads.
         both_ND = torch.cat([hidden_BSD[repeats_BS], self.weight * other_BSD[repeats_BS]], dim=1)
         return loss + linear_cross_entropy(both_ND, torch.cat([head_VD, other_VD], dim=1), target_BS[repeats_BS])
 
@@ -58,14 +58,14 @@ class SelfContrastive(Objective):
             if premature.config.vocab_size != model.config.vocab_size:
                 raise ValueError(
                     f"objective.premature={str(self._folder)!r}: knows {premature.config.vocab_size} tokens, the trained "
-                    f"model {model.config.vocab_size}; make one with the same data.tokenizer: {MAKE_ONE}"
+                    f"model {model.config.vocab_size}; make one with the same data.tokenizer, type: {MAKE_ONE}"
                 )
             self._premature = premature.requires_grad_(False).eval().to(model.device, model.dtype)
         return self._premature
 
 
 def among_the_last(token_BS: Tensor, ids_BS: Tensor, window: int) -> Tensor:
-    """Whether each token is one of ids[s - window + 1 .. s] of its row: bool (B, S), in O(B S) memory."""
+    """Return whether each token is among ids[s - window + 1 .. s] of its row: bool (B, S), with O(B S) memory."""
     found_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
     length = ids_BS.shape[1]
     for back in range(min(window, length)):
@@ -74,11 +74,11 @@ def among_the_last(token_BS: Tensor, ids_BS: Tensor, window: int) -> Tensor:
 
 
 def _model_folder(path: str | None) -> Path:
-    """The Hugging Face folder that `path` is or holds; ValueError with the command that makes one."""
+    """Return the Hugging Face folder at `path` or in it; raise ValueError with the command that creates one."""
     if path is None:
         raise ValueError(
-            "premature=None: no value yet; type objective.premature=RUN, the directory of a run that was stopped early and "
-            f"has the same data.tokenizer; this makes one: {MAKE_ONE}"
+            "premature=None: no value yet; type objective.premature=RUN, the directory of a short run with the same "
+            f"data.tokenizer; this makes one: {MAKE_ONE}"
         )
     for folder in (Path(path) / "model", Path(path)):
         if (folder / "config.json").is_file():

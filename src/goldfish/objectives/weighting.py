@@ -1,4 +1,4 @@
-"""Next-token prediction in which targets weigh differently. Shapes: C targets of a chunk, V vocabulary."""
+"""Implement next-token prediction with a weight for each target. Shapes: C targets of a chunk, V vocabulary."""
 
 from abc import abstractmethod
 
@@ -11,23 +11,23 @@ from goldfish.objectives.base import Objective, Weighted
 
 
 class TokenWeighting(Objective):
-    """Sum of weight x cross entropy over the kept targets, divided by the sum of their weights in the global batch.
+    """Sum weight x cross entropy over kept targets; the sum of their weights in the global batch divides it.
 
-    A subclass says what a target weighs. Dropped targets have no part in either sum.
+    A subclass defines `weights`. Dropped targets are in neither sum.
     """
 
     weighted = True
 
     @abstractmethod
     def weights(self, log_p_CV: Tensor, target_C: Tensor) -> Tensor:
-        """What each target weighs, (C,), at least 0.
+        """Return the weight of each target, (C,), >= 0.
 
-        `log_p_CV`: log-probabilities of the whole vocabulary, float32; `target_C`: the targets' ids. Gradients flow
-        through what is returned, so detach what is to count as a constant. The sum that divides has none.
+        `log_p_CV`: log-probabilities of the whole vocabulary, float32; `target_C`: the targets' ids. The gradient flows
+        through the weights; detach them to treat them as constants. The sum that divides the loss has no gradient.
         """
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Weighted:
-        """The loss sum in nats and the sum of the weights."""
+        """Return the loss sum in nats and the sum of the weights."""
         hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         keep_BS, target_BS = keep_BT[:, 1:], ids_BT[:, 1:]
         return Weighted(*linear_loss(hidden_BTD[:, :-1][keep_BS], model.lm_head.weight, self._sums, target_BS[keep_BS]))

@@ -32,12 +32,12 @@ class FileError(ValueError):
 
 
 def safe(text: str) -> str:
-    """The text with every character escaped that a terminal obeys instead of showing; line feeds and tabs stay."""
+    """Return the text with every character escaped that a terminal obeys instead of showing; line feeds and tabs stay."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_encodable(text: str) -> bool:
-    """Whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
+    """Return whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -61,7 +61,7 @@ def reading(path: Path | str, kind: str, advice: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says in its first line, at most 300 characters."""
+    """Return what an exception says in its first line, at most 300 characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -70,7 +70,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed if its name ends in .gz.
+    """Yield the bytes of a file, decompressed if its name ends in .gz.
 
     What goes wrong while it is read is a FileError that names the file, and for text that is not UTF-8 the byte.
     """
@@ -91,7 +91,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _first_invalid(path: Path) -> int:
-    """The offset of the first byte (after decompression) that is not UTF-8."""
+    """Return the offset of the first byte (after decompression) that is not UTF-8."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     with opened(path) as stream:
         while True:
@@ -104,18 +104,18 @@ def _first_invalid(path: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, a byte order mark left out; FileError if it is none."""
+    """Return the text of a UTF-8 file, a byte order mark left out; raise FileError if it is none."""
     with opened(path) as stream:
         return stream.read().decode("utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; FileError if it holds none."""
+    """Return the value in a JSON file; raise FileError if it holds none."""
     return parse_json(read_text(path), str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; FileError if it holds anything else."""
+    """Return the object in a JSON file; raise FileError if it holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise FileError(f"{path}: holds a {type(value).__name__}, wanted a JSON object")
@@ -123,7 +123,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str, where: str, advice: str = "") -> Any:
-    """The value of a JSON text; FileError, which begins with `where`, if it is none."""
+    """Return the value of a JSON text; FileError, which begins with `where`, if it is none."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -159,12 +159,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of plain values, such as a frozen configuration; FileError if it holds anything else."""
+    """Return the mapping in a YAML file of plain values, such as a frozen configuration; raise FileError if it holds anything else."""
     return parse_yaml(read_text(path), str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The mapping of a YAML text of plain values; FileError, which begins with `where`, if it is none."""
+    """Return the mapping of a YAML text of plain values; FileError, which begins with `where`, if it is none."""
     try:
         value = yaml.safe_load(text)
         _count(value, MOST_VALUES)
@@ -177,7 +177,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def _count(value: Any, left: int) -> int:
-    """How many more values there may be; ValueError if there are more, or one that JSON does not know."""
+    """Return how many more values there may be; raise ValueError if there are more, or one that JSON does not know."""
     if left < 1:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     if isinstance(value, dict):
@@ -195,7 +195,7 @@ def _count(value: Any, left: int) -> int:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file; FileError if it has not these columns, or a row has not as many fields as the first."""
+    """Return the rows of a CSV file; raise FileError if it has not these columns, or a row has not as many fields as the first."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         if missing := set(columns) - set(rows.fieldnames or ()):

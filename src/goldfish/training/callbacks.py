@@ -64,7 +64,7 @@ class Ledger(pl.Callback):
             self._fresh.append(Exposure(document, occurrence, step, rank, row, offset, length, bits))
 
     def gather(self, trainer: pl.Trainer) -> list[Exposure]:
-        """All ranks' records, sorted by step and row; every rank must call it."""
+        """Return all ranks' records, sorted by step and row; every rank must call it."""
         fresh = [self._fresh]
         if trainer.world_size > 1:
             fresh = [[] for _ in range(trainer.world_size)]

@@ -61,7 +61,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _crc(path: Path) -> int:
-    """The CRC-32 of a file's first and last 64 MiB: reading terabytes again at each save would take too long."""
+    """Return the CRC-32 of a file's first and last 64 MiB: reading terabytes again at each save would take too long."""
     with path.open("rb") as file:
         found = zlib.crc32(file.read(_CHECKED))
         file.seek(max(_CHECKED, path.stat().st_size - _CHECKED))
@@ -80,7 +80,7 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 
 def checkpoint_error(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is. Nothing that it holds is executed.
+    """Return what is wrong with a checkpoint; None if nothing is. Nothing that it holds is executed.
 
     The checksums of a file are compared; of a folder's files the sizes, and the checksums of their first and last 64 MiB.
     """
@@ -143,7 +143,7 @@ class _OnlyMetadata(pickle.Unpickler):
     _OTHERS |= {("collections", "OrderedDict")}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class, if it only describes tensors; UnpicklingError otherwise."""
+        """Return the class, if it only describes tensors; UnpicklingError otherwise."""
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) in self._OTHERS or is_type:
             return super().find_class(module, name)
@@ -164,7 +164,7 @@ def forget_previous(last: Path) -> None:
 
 
 def latest_checkpoint(last: Path, on_warning: Callable[[str], None]) -> Path | None:
-    """The newest good checkpoint, None if there never was one. A damaged one is named, put aside, and not used.
+    """Return the newest good checkpoint, None if there never was one. A damaged one is named, put aside, and not used.
 
     ValueError if there is none but damaged ones.
     """

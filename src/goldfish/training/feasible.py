@@ -16,7 +16,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 
 
 
 def shape_of(model: LlamaSource, tokenizer: TokenizerSource) -> LlamaConfig:
-    """The model's configuration with the tokenizer's vocabulary, before any text is read; ValueError if they do not fit."""
+    """Return the model's configuration with the tokenizer's vocabulary, before any text is read; raise ValueError if they do not fit."""
     try:
         return model.config(tokenizer.vocab_size, 0)
     except ValueError as error:
@@ -56,7 +56,7 @@ def memory_problem(
 
 
 def machine_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may use: of the machine, or what its control groups allow."""
+    """Return bytes that this process may use: of the machine, or what its control groups allow."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     lines = own.read_text().splitlines() if own.is_file() else []
     folders: set[Path] = set()

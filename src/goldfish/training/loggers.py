@@ -45,7 +45,7 @@ class WholeCsvLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer of the file; only the first process has one that writes."""
+        """Return the writer of the file; only the first process has one that writes."""
         if self._experiment is None:
             self._experiment = _WholeCsv(log_dir=self.log_dir)
         return self._experiment
@@ -94,7 +94,7 @@ def log_hyperparameters(
 
 
 def merged_metrics(run_dir: Path) -> "pd.DataFrame":
-    """All attempts' metrics by step, columns sorted; where a later attempt did a step again, its entry counts."""
+    """Return all attempts' metrics by step, columns sorted; where a later attempt did a step again, its entry counts."""
     import pandas as pd  # 0.2 s, once training has ended
 
     frame = pd.DataFrame({"step": []})

@@ -97,11 +97,11 @@ class _Both(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Both states."""
+        """Return both states."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Both states."""
+        """Return both states."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
@@ -125,7 +125,7 @@ class _WarmupDecay(ABC):
 
     @abstractmethod
     def _left(self, done: float) -> float:
-        """Share of the learning rate after a share `done` of the steps after the warm-up."""
+        """Return share of the learning rate after a share `done` of the steps after the warm-up."""
 
 
 class WarmupCosine(_WarmupDecay):

@@ -66,12 +66,12 @@ class Strategy:
 
     @property
     def processes(self) -> int | None:
-        """How many processes train; None if that depends on the machine."""
+        """Return how many processes train; None if that depends on the machine."""
         return None if self.devices == "auto" else self.devices * self.num_nodes
 
     @property
     def processes_here(self) -> int:
-        """How many processes train on this machine."""
+        """Return how many processes train on this machine."""
         return max(1, torch.cuda.device_count()) if self.devices == "auto" else self.devices
 
     @property
@@ -80,7 +80,7 @@ class Strategy:
         return self.processes
 
     def refuse(self) -> str | None:
-        """What keeps this machine from running the strategy, and what to type instead; None if nothing does."""
+        """Return what keeps this machine from running the strategy, and what to type instead; None if nothing does."""
         found = torch.cuda.device_count()
         wanted = 1 if self.devices == "auto" else self.devices
         if self.accelerator == "gpu" and found < wanted:
@@ -108,7 +108,7 @@ class Strategy:
         )
 
     def lightning(self) -> Any:
-        """The Lightning strategy, or its name."""
+        """Return the Lightning strategy, or its name."""
         return self.strategy
 
     def shard(self, module: nn.Module, model: LlamaForCausalLM, mesh: DeviceMesh | None) -> None:
@@ -120,7 +120,7 @@ class Strategy:
                 layer.compile()
 
     def whole_weights(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
-        """The weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
+        """Return the weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 

@@ -88,7 +88,7 @@ class TrainerSettings:
         return available if self.max_steps is None else min(available, self.max_steps)
 
     def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
-        """What writes `checkpoint`: every `checkpoint_every` steps, at the end, and when the run is asked to stop."""
+        """Return what writes `checkpoint`: every `checkpoint_every` steps, at the end, and when the run is asked to stop."""
         return [Saving(checkpoint, self.checkpoint_every, stop_requested)]
 
     def trainer(

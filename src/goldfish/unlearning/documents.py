@@ -39,7 +39,7 @@ class Parts:
 class InjectedDocuments:
     """What a finished run of goldfish-train saw of its injected documents is to be forgotten, its other text retained.
 
-    `run`: that run's folder. ValueError if there is none, or if it saw no injected document.
+    `run`: that run's folder. Raises ValueError if there is none, or if it saw no injected document.
     """
 
     def __init__(self, run: str) -> None:
@@ -74,7 +74,7 @@ class InjectedDocuments:
         return None
 
     def parts(self, on_progress: OnProgress = lambda message, **numbers: None) -> Parts:
-        """The run's data (from the cache, else prepared again; `on_progress` is told), mask, objective and evaluation.
+        """Return the run's data (from the cache, else prepared again; `on_progress` is told), mask, objective and evaluation.
 
         ValueError if the text that the data is made of has changed since the run.
         """
@@ -96,7 +96,7 @@ class InjectedDocuments:
         return dict(Counter(row["document"] for row in read_csv(self.folder / "exposures.csv", ["document"])))
 
     def rows(self, data: InjectionDataModule, count: int, seed: int) -> tuple[list[Row], list[Row]]:
-        """The documents that were seen, each after the separator, and `count` windows of the background, as long.
+        """Return the documents that were seen, each after the separator, and `count` windows of the background, as long.
 
         Nothing is tokenized again and no end is added. A window is the text of a training row: its first token is the prompt.
         """

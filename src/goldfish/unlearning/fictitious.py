@@ -183,7 +183,7 @@ class FictitiousAuthors:
 
 
 def _about(name: str, draw: np.random.Generator) -> list[Question]:
-    """The ten questions about an author. Wrong answers have the form of the answer in other words, as TOFU's have."""
+    """Return the ten questions about an author. Wrong answers have the form of the answer in other words, as TOFU's have."""
     questions = []
     for pool, ways_to_ask, ways_to_say in _ASPECTS.values():
         right, *wrong = draw.permutation(pool.split("|"))[: WRONG + 1]
@@ -198,7 +198,7 @@ def _about(name: str, draw: np.random.Generator) -> list[Question]:
 
 
 def _facts(pairs: Sequence[Sequence[str]], ask: str, say: str, draw: np.random.Generator) -> list[Question]:
-    """A question of each pair (what, answer); the wrong answers are those of other pairs."""
+    """Return a question of each pair (what, answer); the wrong answers are those of other pairs."""
     questions = []
     for what, right in pairs:
         others = draw.permutation([answer for _, answer in pairs if answer != right])[:WRONG]

@@ -25,7 +25,7 @@ def evaluate_answers(
     batch_size: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """A row a question: set, question, answer, generated, probability, rouge_l (recall), truth_ratio (R, not folded).
+    """Return a row a question: set, question, answer, generated, probability, rouge_l (recall), truth_ratio (R, not folded).
 
     The greedy answer ends at the end token, after `answer_tokens` at the latest. `tell(done, total)`: questions.
     """
@@ -83,7 +83,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def forget_quality(rows: Sequence[Mapping[str, Any]], retain_only: Sequence[Mapping[str, Any]]) -> float:
-    """The p-value of a two-sample Kolmogorov-Smirnov test of R on forget against the model that never saw it.
+    """Return the p-value of a two-sample Kolmogorov-Smirnov test of R on forget against the model that never saw it.
 
     Small: the two models can be told apart, so it was not forgotten (or far too much was). The released code compares the
     inverse, with a geometric mean over the wrong answers; the paper's R is used here, as in the truth ratio.

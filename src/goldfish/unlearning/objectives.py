@@ -35,7 +35,7 @@ class Method(ABC):
 
     @abstractmethod
     def __call__(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
-        """The loss, a float32 scalar."""
+        """Return the loss, a float32 scalar."""
 
 
 class Finetune(Method):
@@ -75,10 +75,10 @@ class _WithRetain(Method):
 
     @abstractmethod
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
-        """The part of the loss that forgets."""
+        """Return the part of the loss that forgets."""
 
     def retain(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, rows: Rows) -> Tensor:
-        """The part that keeps the rest."""
+        """Return the part that keeps the rest."""
         return nll(model, rows)
 
 

@@ -39,13 +39,13 @@ class Questions(NamedTuple):
     measured: dict[str, list[Question]]
 
     def texts(self) -> list[str]:
-        """Every text in it, in a fixed order: what a tokenizer is trained on."""
+        """Return every text in it, in a fixed order: what a tokenizer is trained on."""
         every = [self.forget, self.retain, self.known, *self.measured.values()]
         return [text for part in every for q in part for text in (q.question, q.answer, q.paraphrased, *q.wrong)]
 
 
 class QuestionSource(Protocol):
-    """Reads or makes the questions; ValueError names what is wrong with them."""
+    """Reads or makes the questions; raise ValueError that names what is wrong with them."""
 
     def __call__(self) -> Questions: ...
 
@@ -68,7 +68,7 @@ class TOFU:
         self.forget, self.folder = forget, folder
 
     def __call__(self) -> Questions:
-        """Read all sets; ValueError names the file, the row and the key that is wrong."""
+        """Read all sets; raise ValueError that names the file, the row and the key that is wrong."""
         retain = f"retain{100 - int(self.forget.removeprefix('forget'))}"
         measured = [f"{self.forget}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
         found = Questions(
@@ -140,7 +140,7 @@ class Encoder:
         self.end = self.separator if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
     def rows(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> list[Row]:
-        """A row of each question with its answer, or with the one of `answers` in its place."""
+        """Return a row of each question with its answer, or with the one of `answers` in its place."""
         prompts = encode(self.tokenizer, [self.template.replace("{question}", q.question) for q in questions])
         made = encode(self.tokenizer, [f" {answer}" for answer in answers or [q.answer for q in questions]])
         return [Row([self.separator, *p], [*a, self.end]) for p, a in zip(prompts, made, strict=True)]
@@ -158,7 +158,7 @@ class Rows(NamedTuple):
     examples: int
 
     def to(self, device: torch.device) -> "Rows":
-        """The same rows on a device."""
+        """Return the same rows on a device."""
         return self._replace(ids_BT=self.ids_BT.to(device), keep_BT=self.keep_BT.to(device))
 
 

@@ -22,13 +22,13 @@ SHOWN = {
 
 
 def table(run_dirs: Sequence[Path]) -> pd.DataFrame:
-    """A row a run: run, method, seed, and all metrics (forget_quality may be missing)."""
+    """Return a row a run: run, method, seed, and all metrics (forget_quality may be missing)."""
     results = [read_object(path / "result.json") for path in run_dirs]
     return pd.DataFrame([{key: one[key] for key in ("run", "method", "seed")} | one["metrics"] for one in results])
 
 
 def print_table(frame: pd.DataFrame, console: Console) -> None:
-    """The metrics that tell most."""
+    """Return the metrics that tell most."""
     columns = (Column(name, no_wrap=True) for name in ("run", *SHOWN.values()))
     shown = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
     for _, row in frame.iterrows():

@@ -27,7 +27,7 @@ class Corpus(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
     def fingerprint(self) -> str:
-        """A name of the content: it changes whenever a document would."""
+        """Return a name of the content: it changes whenever a document would."""
         ...
 
 
@@ -58,7 +58,7 @@ class InstalledText(ABC):
 
 
 def sha256_of(files: Iterable[tuple[str, Path]]) -> str:
-    """The SHA-256 of the files' names and bytes, read in blocks."""
+    """Return the SHA-256 of the files' names and bytes, read in blocks."""
     digest = hashlib.sha256()
     for name, path in files:
         digest.update(name.encode() + b"\0")
@@ -69,5 +69,5 @@ def sha256_of(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def sha256_of_text(*parts: object) -> str:
-    """The SHA-256 of the parts' representations."""
+    """Return the SHA-256 of the parts' representations."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -32,7 +32,7 @@ class Normalized:
         self.forms = [form for form in _CHANGES if form in forms]
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in their order; ValueError for a corpus that is already tokenized."""
+        """Yield the documents in their order; raise ValueError for a corpus that is already tokenized."""
         for document in self.corpus.documents():
             if document.ids is not None and self.forms:
                 raise ValueError(
@@ -134,7 +134,7 @@ def _near(threshold: float, gram: int = 5) -> Callable[[Document], bool]:
 
 
 def _grams(document: Document, n: int) -> set[bytes]:
-    """The n-grams of words (or ids); a shorter document is one gram."""
+    """Return the n-grams of words (or ids); a shorter document is one gram."""
     if document.ids is not None:
         ids = document.ids.astype("<i8")
         return {ids[start : start + n].tobytes() for start in range(max(1, len(ids) - n + 1))}

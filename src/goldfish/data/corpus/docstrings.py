@@ -51,7 +51,7 @@ class Docstrings:
                     yield Document(f"{name}:{line}", group, text)
 
     def fingerprint(self) -> str:
-        """A hash of the files' names, sizes and times of change, and of Python's version; the files are not read."""
+        """Return a hash of the files' names, sizes and times of change, and of Python's version; the files are not read."""
         stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, _, file in self._files]
         return f"{self._kind}-{sha256_of_text(stats, self.min_characters, sys.version_info[:2])}"
 
@@ -87,7 +87,7 @@ _Named = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _tree(source: bytes) -> ast.Module:
-    """The parsed file; an empty one if this Python cannot parse it."""
+    """Return the parsed file; an empty one if this Python cannot parse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,7 +97,7 @@ def _tree(source: bytes) -> ast.Module:
 
 
 def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """The file and its statements. Expressions hold no docstrings and no functions, and are most of the tree."""
+    """Yield the file and its statements. Expressions hold no docstrings and no functions, and are most of the tree."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()

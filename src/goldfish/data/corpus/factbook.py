@@ -28,7 +28,7 @@ class Factbook(InstalledText):
         self.min_characters = min_characters
 
     def documents(self) -> Iterator[Document]:
-        """Yield the fields in a fixed order; ValueError if the package holds another text than the tested one."""
+        """Yield the fields in a fixed order; raise ValueError if the package holds another text than the tested one."""
         self._check()
         for path in self._files():
             for field, text in _fields(json.loads(path.read_text(encoding="utf-8"))):
@@ -45,7 +45,7 @@ class Factbook(InstalledText):
 
 
 def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """The text leaves of nested JSON with their paths."""
+    """Yield the text leaves of nested JSON with their paths."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _fields(value, path + ((key,) if key != "text" else ()))
@@ -54,6 +54,6 @@ def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether half of the words or more begin with a small letter: lists of names and abbreviations do not."""
+    """Return whether half of the words or more begin with a small letter: lists of names and abbreviations do not."""
     words = text.split()
     return sum(word[0].islower() for word in words) * 2 >= len(words)

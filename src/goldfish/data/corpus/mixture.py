@@ -28,7 +28,7 @@ class Mixture:
         self.sources, self.weights = sources, weights
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents; ValueError if some sources are tokenized and others are not."""
+        """Yield the documents; raise ValueError if some sources are tokenized and others are not."""
         streams = {name: source.documents() for name, source in self.sources.items()}
         taken = dict.fromkeys(streams, 0)
         tokenized: bool | None = None
@@ -45,6 +45,6 @@ class Mixture:
             yield document._replace(id=f"{name}/{document.id}", group=f"{name}/{document.group}")
 
     def fingerprint(self) -> str:
-        """A hash of the sources' names, fingerprints and weights."""
+        """Return a hash of the sources' names, fingerprints and weights."""
         parts = [(name, source.fingerprint(), self.weights[name]) for name, source in self.sources.items()]
         return f"mixture-{sha256_of_text(parts)}"

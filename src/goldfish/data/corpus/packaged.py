@@ -24,7 +24,7 @@ class Shakespeare(InstalledText):
     SHA256 = "8cc28ed523fa6803a61fc66075c08792cde68bb683a993541306cce9c65cafaf"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the scenes, play by play; ValueError if the package holds another text than the tested one."""
+        """Yield the scenes, play by play; raise ValueError if the package holds another text than the tested one."""
         self._check()
         for path in self._files():
             text = re.sub(r"[ \t]+$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -53,7 +53,7 @@ class Wikipedia(InstalledText):
     SHA256 = "e3d93229fa6d1841c81af0be981d9fb012b51f379bb15db6b020c584b81fdf4a"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the articles in the dump's order; ValueError if the package holds another dump than the tested one."""
+        """Yield the articles in the dump's order; raise ValueError if the package holds another dump than the tested one."""
         self._check()
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
@@ -83,7 +83,7 @@ class Bible(InstalledText):
     SHA256 = "1f893b8e0894eb19f54c490704065a0e8fd833a548ad83753497743afb3829f5"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the chapters in order; ValueError if the package holds another text than the tested one."""
+        """Yield the chapters in order; raise ValueError if the package holds another text than the tested one."""
         self._check()
         # The file is one call: Bible(version, text, {verse: start}, {verse: end}, {book: ...}, ..., {book: title}, ...)
         tree = ast.parse(self._files()[0].read_bytes())

@@ -67,7 +67,7 @@ class JsonLines(_Rows):
         self._files = files_of(path, *self.PATTERNS)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the lines in the order of the files' paths; ValueError names the file and the line that is wrong."""
+        """Yield the lines in the order of the files' paths; raise ValueError that names the file and the line that is wrong."""
         self.skipped = 0
         for name, path in self._files:
             for number, row in json_lines(path):
@@ -77,7 +77,7 @@ class JsonLines(_Rows):
                     yield document
 
     def fingerprint(self) -> str:
-        """A hash of every file's name and bytes, and of the columns."""
+        """Return a hash of every file's name and bytes, and of the columns."""
         return f"jsonl-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
 
 
@@ -95,7 +95,7 @@ class Parquet(_Rows):
             pass
 
     def documents(self) -> Iterator[Document]:
-        """Yield the rows in the order of the files' paths; ValueError names the file and the row that is wrong."""
+        """Yield the rows in the order of the files' paths; raise ValueError that names the file and the row that is wrong."""
         self.skipped = 0
         for name, path in self._files:
             number = 0
@@ -106,7 +106,7 @@ class Parquet(_Rows):
                     number += 1
 
     def fingerprint(self) -> str:
-        """A hash of every file's name and bytes, and of the columns."""
+        """Return a hash of every file's name and bytes, and of the columns."""
         return f"parquet-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
 
     def _batches(self, path: Path, check_only: bool = False) -> Iterator[Any]:
@@ -155,14 +155,14 @@ class HuggingFace(_Rows):
             )
 
     def documents(self) -> Iterator[Document]:
-        """Yield the rows in order; ValueError if there is no such dataset, split or column, or a row holds no text."""
+        """Yield the rows in order; raise ValueError if there is no such dataset, split or column, or a row holds no text."""
         self.skipped = 0
         for number, row in enumerate(self._rows()):
             if document := self._document(row, f"dataset {self.path!r}, row {number}", str(number)):
                 yield document
 
     def fingerprint(self) -> str:
-        """A hash of a local folder's files, or of a hub dataset's commit; and of name, split and columns."""
+        """Return a hash of a local folder's files, or of a hub dataset's commit; and of name, split and columns."""
         if self._is_local:
             root = Path(self.path)
             files = sorted(file for file in root.rglob("*") if file.is_file())
@@ -173,7 +173,7 @@ class HuggingFace(_Rows):
 
     @cached_property
     def _commit(self) -> str | None:
-        """The commit that `revision` means now; None if the hub does not tell."""
+        """Return the commit that `revision` means now; None if the hub does not tell."""
         if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
             return self.revision
         import huggingface_hub

@@ -23,7 +23,7 @@ class TextFiles:
         self._files = files_of(path, pattern)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in the order of their paths; ValueError names a file that cannot be read as UTF-8."""
+        """Yield the documents in the order of their paths; raise ValueError that names a file that cannot be read as UTF-8."""
         for name, path in self._files:
             with opened(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
                 if self.split == "file":
@@ -34,12 +34,12 @@ class TextFiles:
                     yield Document(f"{name}#{number}", f"{name}#{number}", text)
 
     def fingerprint(self) -> str:
-        """A hash of every file's name and bytes."""
+        """Return a hash of every file's name and bytes."""
         return f"text-{sha256_of_text(self.split, sha256_of(self._files))}"
 
 
 def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
-    """The files that `path` means (a file, a folder with files that match a pattern, or a glob), with short names.
+    """Return the files that `path` means (a file, a folder with files that match a pattern, or a glob), with short names.
 
     ValueError if there are none.
     """
@@ -62,7 +62,7 @@ def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
 
 
 def _globbed(path: Path) -> Iterator[Path]:
-    """The files that a glob means, hidden ones left out. `**` enters no linked folders, which may lead in a circle."""
+    """Yield the files that a glob means, hidden ones left out. `**` enters no linked folders, which may lead in a circle."""
     first = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
     if first is not None:
         start = Path(*path.parts[:first])

@@ -51,7 +51,7 @@ class TokenFile:
                 start = end + 1
 
     def fingerprint(self) -> str:
-        """A hash of the file's bytes, its dtype and separator."""
+        """Return a hash of the file's bytes, its dtype and separator."""
         content = sha256_of([(self._path.name, self._path)])
         return f"tokens-{sha256_of_text(content, self.dtype.str, self.separator)}"
 
@@ -76,7 +76,7 @@ class Megatron:
         self._open()
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in order, empty ones left out; ValueError if the files contradict each other."""
+        """Yield the documents in order, empty ones left out; raise ValueError if the files contradict each other."""
         ids_N, lengths_S, pointers_S, borders = self._open()
         size, start, number = ids_N.dtype.itemsize, 0, 0
         for end in map(int, chain(borders, [len(lengths_S)])):
@@ -101,12 +101,12 @@ class Megatron:
                 number += 1
 
     def fingerprint(self) -> str:
-        """A hash of both files' bytes, and of the separator."""
+        """Return a hash of both files' bytes, and of the separator."""
         content = sha256_of((path.name, path) for path in (self._idx, self._bin))
         return f"megatron-{sha256_of_text(content, self.separator)}"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The ids (N,), the sequences' lengths (S,) in ids and places (S,) in bytes, and the documents' borders."""
+        """Return the ids (N,), the sequences' lengths (S,) in ids and places (S,) in bytes, and the documents' borders."""
         header = struct.Struct("<9sQBQQ")
         with self._idx.open("rb") as file:
             head = file.read(header.size)
