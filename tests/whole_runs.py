@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from goldfish.jobs.train import run
 from goldfish.runs.record import RunDirectory
-from goldfish.training.callbacks import Interrupted, Saving
+from goldfish.training.callbacks import Interrupted, SaveCheckpoint
 
 
 def ledger(run_dir):
@@ -40,13 +40,13 @@ def do(config, run_dir, **options):
 @contextlib.contextmanager
 def stopped_after(step):
     """In the block a run is asked to stop in its training step `step`, counted from 1: it saves and raises Interrupted."""
-    save = Saving._save
+    save = SaveCheckpoint._save
 
     def asked(self, trainer, module):
         self.requested = lambda: trainer.global_step == step
         save(self, trainer, module)
 
-    with mock.patch.object(Saving, "_save", asked), pytest.raises(Interrupted, match=f"after step {step};"):
+    with mock.patch.object(SaveCheckpoint, "_save", asked), pytest.raises(Interrupted, match=f"after step {step};"):
         yield
 
 

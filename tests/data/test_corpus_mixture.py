@@ -73,9 +73,9 @@ def test_the_fingerprint_of_a_mixture_changes_with_sources_names_and_weights():
 @pytest.mark.parametrize(
     ("sources", "weights", "words"),
     [
-        ({}, {}, "sources: give at least one"),
-        ({"a": Texts()}, {"b": 1.0}, "weights: for b, but the sources are a; give each source one weight"),
-        ({"a": Texts(), "b": Texts()}, {"a": 1.0}, "weights: for a, but the sources are a, b"),
+        ({}, {}, r"sources=\{\}: give at least one"),
+        ({"a": Texts()}, {"b": 1.0}, "weights: given for b, but the sources are a; give each source one weight"),
+        ({"a": Texts(), "b": Texts()}, {"a": 1.0}, "weights: given for a, but the sources are a, b"),
         ({"a": Texts()}, {"a": 0.0}, r"weights\.a=0.0: must be more than 0"),
         ({"a": Texts()}, {"a": float("nan")}, r"weights\.a=nan: must be more than 0"),
     ],
@@ -124,7 +124,7 @@ def test_documents_that_normalizing_empties_are_dropped_and_token_ids_are_refuse
     assert texts(Normalized(Texts([1, 2]), [])) == [[1, 2]]
     with pytest.raises(ValueError, match="document '0' is already tokenized"):
         list(Normalized(Texts([1, 2]), ["nfkc"]).documents())
-    with pytest.raises(ValueError, match=r"forms: 'nfc'; allowed are nfkc, soft_hyphens, spaces"):
+    with pytest.raises(ValueError, match=r"forms: 'nfc'; must be among nfkc, soft_hyphens, spaces"):
         Normalized(Texts(), ["nfc"])
 
 

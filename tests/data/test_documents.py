@@ -28,11 +28,11 @@ def test_without_a_split_documents_are_injected(tmp_path):
     ("lines", "words"),
     [
         (['{"id": 1, "text": "a"}', "{broken"], "line 2: not JSON"),
-        (['{"id": 1}'], "line 1: wanted"),
+        (['{"id": 1}'], "line 1: must be"),
         (["[1, 2]"], "line 1: a JSON list"),
-        (['{"id": 1, "text": "a"}', '{"id": 1, "text": "b"}'], "line 2: the id '1' stands twice"),
+        (['{"id": 1, "text": "a"}', '{"id": 1, "text": "b"}'], "line 2: the id '1' occurs twice"),
         (['{"id": 1, "text": " "}'], "line 1: document '1' has no text"),
-        (['{"id": 1, "text": "a", "split": "train"}'], "split 'train'; allowed are"),
+        (['{"id": 1, "text": "a", "split": "train"}'], "split 'train'; must be"),
         ([], "holds no documents"),
     ],
 )

@@ -134,7 +134,7 @@ def test_ranks_share_a_step_without_overlap():
         (dict(document_tokens=63), r"document_tokens=63.*sequence_length=64.*at most 62.*sequence_length=65"),
         (dict(repeats_D=[4, 4, 4]), r"3 documents x 4 repeats = 12 exposures.*11 rows.*data.tokens=768"),
         (dict(repeats_D=[9, 1, 4]), r"3 documents x \{1, 4, 9\} repeats = 14 exposures"),
-        (dict(position=54), r"position=54: allowed are 1 to 53"),
+        (dict(position=54), r"position=54: must be 1 to 53"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_with_what_to_type(arguments, words):
@@ -189,8 +189,8 @@ def scalar_permute(index, size, seed):
         (dict(repeats=-1), "repeats=-1: must be at least 0"),
         (dict(held_out=1.0), "held_out=1.0"),
         (dict(repeats=[3, -1]), r"repeats=\[3, -1\]: must be at least 0"),
-        (dict(repeats=[]), "0 buckets; allowed are 1 to documents=16"),
-        (dict(repeats=[1, 2, 3], documents=2), "3 buckets; allowed are 1 to documents=2"),
+        (dict(repeats=[]), "0 values; give 1 to documents=16"),
+        (dict(repeats=[1, 2, 3], documents=2), "3 values; give 1 to documents=2"),
         (dict(span=0.0), "span=0.0"),
         (dict(edit_rate=2.0), "edit_rate=2.0"),
         (

@@ -385,7 +385,7 @@ def test_settings_out_of_range_are_refused(llama, documents):
         (r"beams=0: must be at least 1", lambda: beam(llama, prompts, 4, 0)),
         (r"document 0: start=0: must be from 1 to 48", lambda: forced(llama, documents, 0)),
         (r"document 0: start=49: must be from 1 to 48", lambda: forced(llama, documents, 49)),
-        (r"true has shape \(12, 5\), wanted \(12, 4\)", lambda: greedy(llama, prompts, 4, documents[:, :5])),
+        (r"true has shape \(12, 5\), must have \(12, 4\)", lambda: greedy(llama, prompts, 4, documents[:, :5])),
     ):
         with pytest.raises(ValueError, match=message):
             call()

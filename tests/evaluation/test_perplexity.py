@@ -139,7 +139,7 @@ def test_longer_rows_weigh_more_and_the_interval_holds_the_loss():
 def test_what_cannot_be_read_is_named(model, stream):
     with pytest.raises(ValueError, match="rows of 70 tokens, the model has 64 positions"):
         stream_losses(model, stream, 70)
-    with pytest.raises(ValueError, match=r"sequence_length=20: wanted from 2 to 15.*tokens=15 of the 205"):
+    with pytest.raises(ValueError, match=r"sequence_length=20: must be from 2 to 15.*tokens=15 of the 205"):
         stream_losses(model, stream, 20, tokens=15)
     with pytest.raises(ValueError, match="batch_size=0"):
         stream_losses(model, stream, 20, batch_size=0)

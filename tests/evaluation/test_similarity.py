@@ -149,5 +149,5 @@ def test_what_is_missing_or_wrong_is_named(folder, tmp_path, monkeypatch, broken
         with pytest.raises(ValueError, match="batch_size=0"):
             Similarity(str(folder), batch_size=0)
     else:
-        with pytest.raises(ValueError, match="2 true texts and 1 made"):
+        with pytest.raises(ValueError, match="2 true texts and 1 generated"):
             Similarity(str(folder))(["a", "b"], ["a"])

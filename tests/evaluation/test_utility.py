@@ -144,8 +144,8 @@ def test_what_the_harness_cannot_run_is_named(model, tasks, without_its_own, mon
     for wanted, arguments in (
         ("model_folder=.*no Hugging Face model", (tasks, ["own_text"])),
         ("task_folder=.*no such folder", (folder, ["own_text"], tasks / "none")),
-        (r"tasks='own_text': wanted a list", (folder, "own_text", tasks)),
-        (r"tasks=\[\]: wanted a list", (folder, [], tasks)),
+        (r"tasks='own_text': must be a list", (folder, "own_text", tasks)),
+        (r"tasks=\[\]: must be a list", (folder, [], tasks)),
         (r"tasks=\['lost'\]: a file or data set of theirs could not be read", (folder, ["lost"], tasks)),
         ("limit=0", (folder, ["own_text"], tasks, None, 0)),
         ("no task 'own_capitols'; did you mean: own_capitals", (folder, ["own_capitols"], tasks)),
@@ -199,7 +199,7 @@ def test_mauve_of_few_texts_warns_and_of_none_raises():
     true = words("aeiou", 0)
     assert "49 texts" in mauve(true, true[:49], letters)["warnings"][0]
     assert mauve(true[:50], true, letters)["warnings"] == []
-    with pytest.raises(ValueError, match="60 true and 1 made texts"):
+    with pytest.raises(ValueError, match="60 true and 1 generated texts"):
         mauve(true, true[:1], letters)
     with pytest.raises(ValueError, match="the same features"):
         mauve(true, true, lambda texts: np.ones((len(texts), 3)))

@@ -56,10 +56,10 @@ def test_every_reader_of_documents_takes_texts_with_other_line_separators(tmp_pa
     ("content", "words"),
     [
         (b'{"a": 1}\n{"a": \x1b[2J}\n', r"line 2: not JSON \(Expecting value at character 7: .*\\x1b\[2J"),
-        (b'{"a": 1}\n[1]', "line 2: a JSON list, and not an object"),
+        (b'{"a": 1}\n[1]', "line 2: a JSON list, not an object"),
         (b"[" * 100_000, "line 1: JSON nested too deeply"),
         (b'{"a": ' + b"1" * 5000 + b"}", "line 1: not JSON that can be read"),
-        ('{"a": "ä"}'.encode("utf-16"), r"not UTF-8 text .* \(of UTF-16: -f UTF-16\)"),
+        ('{"a": "ä"}'.encode("utf-16"), r"not UTF-8 text .* \(for UTF-16: -f UTF-16\)"),
     ],
 )
 def test_a_damaged_line_is_shown_escaped_with_file_and_number(tmp_path, content, words):
@@ -219,9 +219,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_before_it_is_read(tmp_path)
     assert checkpoint_error(sharded) is None
     (sharded / "sizes.json").write_text("{}")  # whoever can write here can also write the sizes
     (sharded / ".metadata").write_bytes(pickle.dumps(Executed(tmp_path / "executed")))
-    assert (
-        checkpoint_error(sharded) == ".metadata is no description of tensors (UnpicklingError: it asks for os.makedirs)"
-    )
+    assert checkpoint_error(sharded) == ".metadata does not describe tensors (UnpicklingError: it uses os.makedirs)"
     assert not (tmp_path / "executed").exists()
 
 

@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny, tmp_path
     assert latest_checkpoint(last, said.append) == previous and not last.exists()
     assert "last.ckpt is damaged: the checksum of" in said[0] and last.with_stem("damaged").exists()
     damaged(previous)
-    with pytest.raises(ValueError, match=r"previous.ckpt is damaged.*\nno good checkpoint is left"):
+    with pytest.raises(ValueError, match=r"previous.ckpt is damaged.*\nno intact checkpoint is left"):
         latest_checkpoint(last, said.append)
 
 
@@ -150,7 +150,7 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
         ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
         (["strategy.compile=true"], r"there is no no-such-compiler; install g\+\+ .*, or type strategy.compile=false"),
-        (["strategy.devices=2"], r"devices=2, num_nodes=1: must be 1 of each here; for several type strategy=ddp"),
+        (["strategy.devices=2"], r"devices=2, num_nodes=1: both must be 1 here; for several type strategy=ddp"),
         (["ckpt=none.ckpt"], r"ckpt='none.ckpt': .*type ckpt=last"),
     ],
 )  # fmt: skip

@@ -43,7 +43,7 @@ def test_tofu_s_files_are_read_as_json_or_an_object_a_line(folder):
 
 def test_an_answer_that_is_missing_is_named_with_its_file_and_row(folder):
     (folder / "retain90.json").write_text('{"question": "a?", "answer": "b"}\n{"question": "c?"}\n')
-    with pytest.raises(ValueError, match=r"retain90\.json, row 2: answer is None, wanted text"):
+    with pytest.raises(ValueError, match=r"retain90\.json, row 2: answer is None, must be text"):
         TOFU(folder=str(folder))()
 
 
@@ -54,7 +54,7 @@ def test_measured_questions_need_wrong_answers(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "holds no question"), ("{oops", "line 1: not JSON"), ("[3]", "wanted an object")]
+    ("text", "said"), [("", "holds no question"), ("{oops", "line 1: not JSON"), ("[3]", "must be an object")]
 )
 def test_a_file_that_holds_no_questions_is_named(folder, text, said):
     (folder / "forget10.json").write_text(text)

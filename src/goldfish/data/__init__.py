@@ -1,1 +1,1 @@
-"""Data: corpus -> tokenizer -> packed tokens; documents injected a known number of times."""
+"""Prepare the data: corpus -> tokenizer -> packed tokens, and documents injected a known number of times."""

@@ -1,4 +1,4 @@
-"""Files that a killed process can go on writing, and folders that notice when a file of theirs was damaged."""
+"""Write files that survive a kill, and folders that detect damaged files."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from goldfish.runs.record import write_atomically
 from goldfish.tools import files as disk
 
 META = "meta.json"
-ALWAYS_READ = 1 << 26  # bytes: a file up to this size is hashed whenever it is opened (0.1 s at most)
+ALWAYS_READ = 1 << 26  # bytes: a file up to this size is hashed at every opening (0.1 s at most)
 
 
 class Damaged(Exception):
-    """A folder does not hold what was written there; the text says what is wrong."""
+    """Report that a folder does not hold what was written there; the message says what is wrong."""
 
 
 class Appended:
-    """Files that only grow. What stands in them at the last `save` is there again after a kill; the rest is cut off.
+    """Append to files in `folder`. After a kill they continue from the last `save`; what was written later is cut off.
 
-    Damaged if they hold less, or something else, than at that `save`. `state`: what was saved with them, {} if nothing.
+    Raises Damaged if they hold less than at that `save`, or something else. `state`: saved with them, {} at first.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], progress: str = "progress.json") -> None:
@@ -38,22 +38,22 @@ class Appended:
         self._files = {name: (folder / name).open("a+b") for name in names}
         for name, file in self._files.items():
             file.seek(0)
-            left = self.sizes[name]
-            while left and (block := file.read(min(left, 1 << 20))):
+            remaining = self.sizes[name]
+            while remaining and (block := file.read(min(remaining, 1 << 20))):
                 self._digests[name].update(block)
-                left -= len(block)
-            if left or digests.get(name, self._digests[name].hexdigest()) != self._digests[name].hexdigest():
+                remaining -= len(block)
+            if remaining or digests.get(name, self._digests[name].hexdigest()) != self._digests[name].hexdigest():
                 raise Damaged(f"{name} was cut off or edited")
             file.truncate(self.sizes[name])
 
     def append(self, name: str, content: bytes) -> None:
-        """Write at the end of file `name`."""
+        """Append `content` to file `name`."""
         self._files[name].write(content)
         self._digests[name].update(content)
         self.sizes[name] += len(content)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Make what was appended, and `state`, survive a kill or a loss of power."""
+        """Write the appended bytes and `state` to disk, so that they survive a kill or a power loss."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -61,13 +61,13 @@ class Appended:
         write_atomically(self._progress, json.dumps({"files": files, "state": state}))
 
     def close(self) -> None:
-        """Close the files; what was appended since the last `save` may be lost."""
+        """Close the files; bytes appended after the last `save` may be lost."""
         for file in self._files.values():
             file.close()
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or what stands in its place."""
+    """Remove a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -75,16 +75,16 @@ def remove(path: Path) -> None:
 
 
 def seal(folder: Path, meta: dict[str, Any]) -> None:
-    """Record `meta`, and the size, the times and the sha256 of each file below `folder`, in its meta.json."""
+    """Write `meta`, and the size, times and SHA-256 of each file below `folder`, to its meta.json."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(META))
     _write_meta(folder, meta, {str(path.relative_to(folder)): [*_stamp(path), _sha256(path)] for path in paths})
 
 
 def unseal(folder: Path) -> dict[str, Any]:
-    """Return the `meta` of a sealed folder; raise Damaged that names a file that is not what it was.
+    """Return the `meta` of a sealed folder; raise Damaged that names a file whose content changed.
 
-    Files up to 64 MiB are hashed each time. A larger one only if its size or times changed: hashing terabytes would take
-    longer than reading what a run needs of them. So damage below the file system, which changes no time, is not noticed there.
+    Files up to 64 MiB are always hashed. A larger file is hashed only if its size or times changed, because hashing
+    terabytes takes longer than a run reads. Disk errors, which change no time, are therefore not detected in it.
     """
     given = read_json(folder / META)
     if not isinstance(given, dict) or given.pop("sha256", None) != _sha256_of(given):
@@ -115,7 +115,7 @@ def _sha256_of(content: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise Damaged if it cannot be read."""
+    """Return the value in a JSON file; raise Damaged if it cannot be read."""
     try:
         return disk.read_json(path)
     except disk.FileError as error:
@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
 
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # ctime: an edit that puts mtime back is noticed
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # ctime: detects an edit that restores mtime
 
 
 def _sha256(path: Path) -> str:

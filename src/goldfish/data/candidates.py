@@ -1,4 +1,4 @@
-"""Which documents are injected and which are never seen: candidates, and a draw among them."""
+"""Choose the injected and the never-seen documents: collect candidates and draw from them."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from goldfish.data.overlap import OVERLAP, Overlap
 from goldfish.data.split import HELD_OUT, Split, from_corpus, keyed_hash
 from goldfish.data.tokenizer import encoded
 
-MOST = 4096  # candidates drawn from a corpus, or 16 for each document that is wanted
+MOST = 4096  # largest number of candidates from a corpus, unless 16 for each requested document are more
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Documents that could be injected: `names`, and `ids` of shape (candidates, document_tokens), uint32.
+    """Hold the documents that could be injected: `names`, and `ids` of shape (candidates, document_tokens), uint32.
 
-    `texts`: how many there were before the short ones, and those above the cap, were left out.
+    `texts`: the number of documents before short ones, and those above the limit, were left out.
     """
 
     names: list[str]
@@ -37,12 +37,13 @@ def find_candidates(
     injection: Injection,
     tokenizer: PreTrainedTokenizerBase,
     normalize: Callable[[str], str],
-    tell: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> Candidates:
-    """Yield the first `document_tokens` ids of each document of the source that has so many.
+    """Return the first `document_tokens` ids of each document that is long enough.
 
-    The source: random tokens, the user's file, or the groups held out of the corpus; of these at most max(4096, 16 x
-    wanted), those with the smallest hash of seed and id. Raises ValueError that names a document of a file that is too short.
+    The source: random tokens, the user's file, or the corpus's held-out groups: of these at most max(4096, 16 x
+    requested), those with the smallest hash of seed and id. `on_progress` gets the number of documents read. Raises
+    ValueError that names a document of the user's file that is too short.
     """
     length, wanted = injection.document_tokens, injection.documents + injection.never_seen
     if injection.canaries:
@@ -69,7 +70,7 @@ def find_candidates(
     def held_out() -> Iterator[tuple[tuple[int, int], Document]]:
         nonlocal texts
         for place, document in enumerate(corpus.documents()):
-            tell(place + 1)
+            on_progress(place + 1)
             if parts.part(document.group) == HELD_OUT:
                 texts += 1
                 order = (-keyed_hash(injection.seed, document.id), -place)
@@ -82,7 +83,7 @@ def find_candidates(
                 heapq.heappush(kept, (*order, document.id, ids[:length].copy()))
                 if len(kept) > most:
                     heapq.heappop(kept)
-    kept.sort(key=lambda row: -row[1])  # as they stand in the corpus
+    kept.sort(key=lambda row: -row[1])  # in the order of the corpus
     ids_CT = np.array([ids for *_, ids in kept], dtype=np.uint32).reshape(len(kept), length)
     return Candidates([name for _, _, name, _ in kept], ids_CT, texts)
 
@@ -90,9 +91,9 @@ def find_candidates(
 def choose(
     candidates: Candidates, overlap: Overlap, injection: Injection
 ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """Draw (split, candidate) in a random order that `injection.seed` decides, and say what is to be said of the draw.
+    """Draw candidates at random by `injection.seed`; return (split, index of the candidate) of each, and statistics.
 
-    ValueError if too few are left, or if `injection.overlap` is "error" and a drawn one overlaps other text.
+    Raises ValueError if too few are left, or if `injection.overlap` is "error" and a drawn one overlaps other text.
     """
     wanted = injection.documents + injection.never_seen
     shares = [overlap.share(place) for place in range(len(candidates.names))]
@@ -110,7 +111,7 @@ def choose(
         raise ValueError(
             f"data.injection: wanted {injection.documents} injected and {injection.never_seen} never-seen documents of at least "
             f"{injection.document_tokens} tokens that share no {OVERLAP}-gram with other text; found {len(chosen)} among "
-            f"{candidates.texts} texts. Lower them, or raise data.injection.held_out={injection.held_out}"
+            f"{candidates.texts} texts. Lower these numbers, or raise data.injection.held_out={injection.held_out}"
         )
     found = {candidates.names[place]: round(shares[place], 4) for place in chosen if shares[place] > 0}
     if found and injection.overlap == "error":

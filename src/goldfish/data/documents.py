@@ -1,4 +1,4 @@
-"""The documents to inject: read from a file or a dataset, or made of random tokens."""
+"""Read the documents to inject from a file or a dataset, or draw them from random tokens."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, r
 
 
 class Entry(NamedTuple):
-    """A document of a file; `split` is "injected" or "never_seen"."""
+    """Hold one document of a file; `split` is "injected" or "never_seen"."""
 
     id: str
     text: str
@@ -21,22 +21,22 @@ class Entry(NamedTuple):
 def read_documents(path: Path) -> list[Entry]:
     """Return the documents of a JSONL file, a Parquet file or the folder of a saved `datasets` dataset.
 
-    Each holds "id" (a text or a whole number), "text" and maybe "split". Raises FileError that names the file, the line or row that
-    is wrong, or the missing column.
+    Each has "id" (a string or an integer), "text" and optionally "split". Raises FileError that names the file and the
+    wrong line or row, or the missing column.
     """
     entries: dict[str, Entry] = {}
     for place, given in _lines(path) if path.is_file() and path.suffix != ".parquet" else _rows(path):
         if not isinstance(given["id"], str | int) or not is_encodable(str(given["id"])):
-            raise FileError(f"{place}: the id {given['id']!r:.80} is no text and no whole number")
+            raise FileError(f"{place}: the id {given['id']!r:.80} must be a string or an integer")
         entry = Entry(str(given["id"]), given["text"], given.get("split", "injected"))
         if not isinstance(entry.text, str) or not entry.text.strip():
             raise FileError(f"{place}: document {entry.id!r:.80} has no text")
         if not is_encodable(entry.text):
-            raise FileError(f"{place}: document {entry.id!r:.80} holds half of a surrogate pair, which is no character")
+            raise FileError(f"{place}: document {entry.id!r:.80} holds a lone surrogate, which is not a character")
         if entry.split not in ("injected", "never_seen"):
-            raise FileError(f'{place}: split {entry.split!r:.80}; allowed are "injected" and "never_seen"')
+            raise FileError(f'{place}: split {entry.split!r:.80}; must be "injected" or "never_seen"')
         if entry.id in entries:
-            raise FileError(f"{place}: the id {entry.id!r:.80} stands twice")
+            raise FileError(f"{place}: the id {entry.id!r:.80} occurs twice; ids must be unique")
         entries[entry.id] = entry
     if not entries:
         raise FileError(f"{path}: holds no documents")
@@ -46,12 +46,12 @@ def read_documents(path: Path) -> list[Entry]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, given in json_lines(path):
         if not {"id", "text"} <= given.keys():
-            raise FileError(f'{path}, line {number}: wanted {{"id": ..., "text": ...}}, got {given!r:.80}')
+            raise FileError(f'{path}, line {number}: must be {{"id": ..., "text": ...}}, got {given!r:.80}')
         yield f"{path}, line {number}", given
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets  # here: it takes a second, and most runs do not need it
+    import datasets  # imported here: it takes a second, and most runs do not need it
     from pyarrow import parquet
 
     is_folder = path.is_dir()
@@ -79,13 +79,13 @@ def fingerprint(path: Path) -> str:
 
 
 def canaries(count: int, length: int, vocab_size: int, special_ids: Iterable[int], seed: int) -> dict[str, list[int]]:
-    """`count` documents of `length` ids drawn uniformly from those below `vocab_size` that are not special.
+    """Return `count` documents of `length` ids, drawn uniformly from the ids below `vocab_size` that are not special.
 
-    Canary i depends on `seed`, i, `length` and the allowed ids only: more canaries leave the first ones as they are.
+    Canary i depends on `seed`, i, `length` and the allowed ids only: a larger `count` does not change the first ones.
     """
     allowed = np.setdiff1d(np.arange(vocab_size), np.array(list(special_ids), dtype=np.int64))
     if not len(allowed):
-        raise ValueError(f"vocab_size={vocab_size}: all ids are special; canaries need others")
+        raise ValueError(f"vocab_size={vocab_size}: all ids are special; canaries need ids that are not special")
     return {
         f"canary-{index:03}": allowed[np.random.default_rng([seed, index]).integers(len(allowed), size=length)].tolist()
         for index in range(count)

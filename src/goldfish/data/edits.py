@@ -1,4 +1,4 @@
-"""Near-duplicates: a document's tokens edited at a rate, as in Mosaic memory (arXiv 2405.15523)."""
+"""Create near-duplicates: edit a share of a document's tokens, as in Mosaic memory (arXiv 2405.15523)."""
 
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ KINDS = ("replace", "insert", "delete", "case", "spacing")
 
 
 class Edit(NamedTuple):
-    """What happened to one token: its position in the unedited document, its id, and the ids that stand there now."""
+    """Record the edit of one token: its position in the unedited document, its old id, and the ids that replace it."""
 
     kind: str
     position: int
@@ -21,11 +21,11 @@ class Edit(NamedTuple):
 
 
 class Edits:
-    """Each token is edited with probability `rate`, by one of `kinds` drawn uniformly.
+    """Edit each token with probability `rate` (0 to 1), by one of `kinds` drawn uniformly.
 
-    "replace" by and "insert" before it a random token, "delete", "case" (upper and lower case swapped), "spacing"
-    (a space before it). A token that its kind cannot change (case of a number, spacing of a part of a character)
-    stays and is not recorded. The result is cut to the document's length.
+    "replace": a random token takes its place. "insert": a random token before it. "delete". "case": upper and lower
+    case swapped. "spacing": a space before it. A token that the kind cannot change (case of a number, spacing of a part
+    of a character) stays and is not recorded. The result is cut to the document's length.
     """
 
     @checked
@@ -36,7 +36,7 @@ class Edits:
     def __call__(
         self, ids: np.ndarray, key: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[np.ndarray, list[Edit]]:
-        """Return the edited ids and the edits; a function of `ids` and `key` (seed, document, occurrence)."""
+        """Return the edited ids and the edits. They depend on `ids` and `key` (seed, document, occurrence) only."""
         if not self.rate:
             return ids, []
         random = np.random.default_rng([0xED17, *key])
@@ -47,7 +47,7 @@ class Edits:
         edits: list[Edit] = []
         for position, old in enumerate(ids.tolist()):
             if len(result) >= len(ids):
-                break  # what insertions pushed out was not seen
+                break  # insertions pushed the remaining tokens out of the document
             new = [old]
             if chosen[position]:
                 kind = self.kinds[kinds[position]]

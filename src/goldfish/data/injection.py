@@ -1,4 +1,4 @@
-"""What is injected how often, and which training row carries which exposure: a pure function of the row's number.
+"""Configure the injection, and compute which training row carries which exposure from the row's number alone.
 
 Shapes: N row numbers; D documents.
 """
@@ -15,24 +15,24 @@ from goldfish.data.edits import Edits, Kind
 from goldfish.data.placement import PLACEMENTS, Exposures, Placement, mix64, permute
 
 Overlap = Literal["remove", "error", "allow"]
-Documents = Annotated[int, Ge(1), Le(10_000_000)]  # their ids lie in memory
-CHUNK = 1 << 16  # rows looked at together when all of them are
+Documents = Annotated[int, Ge(1), Le(10_000_000)]  # limited, because their ids are held in memory
+CHUNK = 1 << 16  # rows computed at a time when the whole plan is read
 
 
 class Injection:
-    """How many documents are injected how often, where, and where they come from.
+    """Configure which documents are injected, how often, when and where.
 
-    `documents`: injected; `never_seen`: from the same source, only evaluated. `repeats`: exposures of each injected
-    document, 0 = the control run that evaluates them and never trains on them; a list deals the documents out to
-    buckets: [0, 1, 4, 16] gives document 0 no exposure, document 1 one, ..., document 4 none, and so on.
-    `document_tokens`: a document is the first so many tokens of its text; longer texts are cut, shorter ones are no
-    candidates. `placement`: when the exposures happen, see goldfish.data.placement; `span`: share of the run that
-    "early" and "late" use. `position`: the document's first token in its row: "random", "start", or a number of tokens.
-    `edit_rate`: every exposure is a near-duplicate, of whose tokens this share is edited by one of `edit_kinds`.
+    `documents`: number of injected documents. `never_seen`: documents of the same source that are only evaluated.
+    `repeats`: exposures of each injected document; 0 = a control run, which evaluates but never trains on them. A list
+    assigns its values to the documents in turn: [0, 1, 4, 16] gives document 0 no exposure, document 1 one, ...,
+    document 4 none, and so on. `document_tokens`: length of a document; longer texts are cut, shorter ones not used.
+    `placement`: when exposures happen, see goldfish.data.placement. `span`: share of the run for "early" and "late".
+    `position`: place of the document's first token in its row: "random", "start", or a number of tokens.
+    `edit_rate`: share of the tokens that is edited in every exposure, each by one of `edit_kinds` (near-duplicates).
 
-    The documents are drawn from the corpus: a share `held_out` of its groups, which then are not part of the background;
-    or from `path`, a JSONL or Parquet file or a dataset folder of {"id", "text"}; or are random tokens (`canaries`).
-    `overlap`: what happens where background text shares a 13-gram with them. `seed` decides the draw, and only that.
+    Source: a share `held_out` of the corpus's groups, which are then not background; or `path`, a JSONL or Parquet file
+    or a dataset folder of {"id", "text"}; or random tokens (`canaries`). `overlap`: what to do if background text
+    shares a 13-gram with a document. `seed`: decides only the draw of documents.
     """
 
     @checked
@@ -60,10 +60,11 @@ class Injection:
             )
         if path is not None and canaries:
             raise ValueError(
-                f"canaries=true and path={path!r}: the documents come from one source; type data.injection.path=null or data.injection.canaries=false"
+                f"canaries=true and path={path!r}: only one source is allowed; type data.injection.path=null or "
+                "data.injection.canaries=false"
             )
         if isinstance(repeats, list) and not 1 <= len(repeats) <= documents:
-            raise ValueError(f"repeats={repeats}: {len(repeats)} buckets; allowed are 1 to documents={documents}")
+            raise ValueError(f"repeats={repeats}: {len(repeats)} values; give 1 to documents={documents} values")
         self.documents, self.never_seen, self.document_tokens = documents, never_seen, document_tokens
         self.repeats, self.placement, self.span, self.position = repeats, placement, span, position
         self.edits = Edits(edit_rate, edit_kinds or ["replace"])
@@ -71,25 +72,25 @@ class Injection:
 
     @property
     def repeats_D(self) -> np.ndarray:
-        """Exposures of each injected document, int64."""
+        """Return the number of exposures of each injected document, int64 (D,)."""
         buckets = self.repeats if isinstance(self.repeats, list) else [self.repeats]
         return np.resize(np.array(buckets, dtype=np.int64), self.documents)
 
 
 class Rows(NamedTuple):
-    """What training rows hold, int64 (N,) each: background from `window` on, and maybe a document."""
+    """Describe the content of training rows, int64 (N,) each; -1 = the row carries no document."""
 
-    document: np.ndarray  # -1: none
-    occurrence: np.ndarray  # how many exposures of the document the plan counts before this one; -1: none
-    offset: np.ndarray  # of the document's first token in the row; its separator stands one before; -1: none
-    window: np.ndarray  # number of the background window
+    document: np.ndarray  # index of the document
+    occurrence: np.ndarray  # number of earlier exposures of the document in the plan
+    offset: np.ndarray  # position of the document's first token in the row; its separator stands one before
+    window: np.ndarray  # number of the background window that fills the rest of the row
 
 
 class Plan:
-    """Places every exposure in the training rows: row numbers -> `Rows`, with random access and no state.
+    """Assign every exposure to a training row: row numbers -> `Rows`, with random access and without state.
 
-    A keyed bijection shuffles the background windows over the rows; `placement` says which rows carry an exposure.
-    The same arguments give the same plan in every process: nothing has to be saved for a resume.
+    A keyed bijection shuffles the background windows over the rows; `placement` decides which rows carry an exposure.
+    The same arguments give the same plan in every process, so nothing has to be saved for a resume.
     """
 
     def __init__(
@@ -105,30 +106,31 @@ class Plan:
     ) -> None:
         if document_tokens + 2 > sequence_length:
             raise ValueError(
-                f"data.injection.document_tokens={document_tokens}: a row of data.sequence_length={sequence_length} holds a document and "
-                f"its two separators, so at most {sequence_length - 2}; type for example data.sequence_length={document_tokens + 2}"
+                f"data.injection.document_tokens={document_tokens}: a row of data.sequence_length={sequence_length} also "
+                f"holds two separators, so at most {sequence_length - 2} is allowed; type for example "
+                f"data.sequence_length={document_tokens + 2}"
             )
         self._offsets = sequence_length - document_tokens - 1  # offsets 1 .. _offsets leave room for both separators
         if isinstance(position, int) and not 1 <= position <= self._offsets:
             raise ValueError(
-                f"data.injection.position={position}: allowed are 1 to {self._offsets}, so that the document and its two "
-                "separators lie in the row; or random, or start"
+                f"data.injection.position={position}: must be 1 to {self._offsets}, so that the document and its two "
+                "separators fit into the row; or random, or start"
             )
         self.rows, self.sequence_length = rows, sequence_length
         self.exposures = Exposures(repeats_D)
         if self.exposures.total > rows:
             raise ValueError(
-                f"data.injection: {self.exposures} do not fit into {rows} rows (data.tokens / data.sequence_length), one a row; "
-                f"type data.tokens={self.exposures.total * sequence_length} or more"
+                f"data.injection: {self.exposures} do not fit into {rows} rows (data.tokens / data.sequence_length), at most "
+                f"one in each; type data.tokens={self.exposures.total * sequence_length} or more"
             )
         self._place = PLACEMENTS[placement](rows, self.exposures, seed, span)
         self._seed, self._position = seed, position
 
     def at(self, number_N: np.ndarray | Sequence[int]) -> Rows:
-        """Return what the rows `number_N` of the run hold; IndexError if there is no such row."""
+        """Return the content of the rows `number_N` of the run; raise IndexError if a number is not in the plan."""
         number_N = np.asarray(number_N, dtype=np.int64)
         if len(number_N) and not (number_N.min() >= 0 and number_N.max() < self.rows):
-            raise IndexError(f"rows {number_N.min()} to {number_N.max()} of a plan of {self.rows} rows")
+            raise IndexError(f"rows {number_N.min()} to {number_N.max()} of a plan of {self.rows} rows (0 to rows - 1)")
         shuffled_N = permute(number_N, self.rows, self._seed)
         window_N = (shuffled_N - self.exposures.total) % self.rows
         document_N, occurrence_N = self._place(number_N, shuffled_N)
@@ -136,7 +138,7 @@ class Plan:
         return Rows(document_N, occurrence_N, np.where(document_N < 0, -1, offset_N), window_N)
 
     def _offset(self, document_N: np.ndarray, occurrence_N: np.ndarray) -> np.ndarray:
-        """Of an exposure, whatever its placement."""
+        """Return the position of each exposure's first token in its row; it does not depend on the placement."""
         if self._position != "random":
             return np.full_like(document_N, 1 if self._position == "start" else self._position)
         if not self.exposures.total:
@@ -145,7 +147,7 @@ class Plan:
         return 1 + (mix64(mix64(self._seed) + number_N) % np.uint64(self._offsets)).astype(np.int64)
 
     def planned(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
-        """(document, occurrence, row, offset) of every exposure in the first `rows` rows, in their order."""
+        """Yield (document, occurrence, row, offset) of every exposure in the first `rows` rows, in row order."""
         for start in range(0, rows, CHUNK):
             number_N = np.arange(start, min(start + CHUNK, rows))
             found = self.at(number_N)
@@ -155,7 +157,7 @@ class Plan:
 
 
 def rows_of_step(step: int, batch_size: int, rank: int, world: int) -> range:
-    """Return the row numbers of a step (from 0) on a rank: a contiguous share of the step's `batch_size` rows."""
+    """Return the row numbers of a step (from 0) on a rank: its contiguous share of the step's `batch_size` rows."""
     share = batch_size // world
     first = step * batch_size + rank * share
     return range(first, first + share)

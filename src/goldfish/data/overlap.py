@@ -1,8 +1,8 @@
-"""n-grams that the documents to inject share with other text."""
+"""Find the n-grams that the documents to inject share with other text."""
 
 import numpy as np
 
-OVERLAP = 13  # tokens; texts that share so long an n-gram overlap (the n of contamination studies)
+OVERLAP = 13  # n: two texts overlap if they share an n-gram of so many tokens (usual in contamination studies)
 
 
 def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
@@ -17,9 +17,9 @@ def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
 
 
 class Overlap:
-    """Remembers which n-grams of the candidates occur in the text it is shown, and which of them are taken.
+    """Record which n-grams of the candidates occur in other text, and which belong to a chosen candidate.
 
-    `candidates`: ids of shape (candidates, tokens). Memory: about 40 bytes a candidate's token, whatever is shown.
+    `candidates`: ids of shape (candidates, tokens). Memory: about 40 bytes per candidate token, however long the text.
     """
 
     def __init__(self, candidates: np.ndarray, n: int = OVERLAP) -> None:
@@ -31,17 +31,17 @@ class Overlap:
         self._taken = np.zeros(len(self._known), dtype=bool)
         size = 1 << max(10, min(28, (32 * len(self._known)).bit_length()))
         self._low_bits = np.uint64(size - 1)
-        self._perhaps = np.zeros(size, dtype=bool)  # most n-grams are nobody's: this look-up is enough for them
-        self._perhaps[self._known & self._low_bits] = True
+        self._maybe = np.zeros(size, dtype=bool)  # a fast filter: most n-grams of the text are in no candidate
+        self._maybe[self._known & self._low_bits] = True
 
     def find(self, ids: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look at the documents that begin at `starts` of `ids`; no n-gram runs over a border.
+        """Search the documents that begin at `starts` of `ids`; no n-gram crosses a document's border.
 
-        Returns whether each document shares an n-gram, and which n-grams (int64) occur for the first time.
+        Returns for each document whether it shares an n-gram, and the n-grams (int64) that were not found before.
         """
         shares = np.zeros(len(starts), dtype=bool)
         hashes = ngram_hashes(ids, self.n)
-        places = np.flatnonzero(self._perhaps[hashes & self._low_bits])
+        places = np.flatnonzero(self._maybe[hashes & self._low_bits])
         gram = np.searchsorted(self._known, hashes[places])
         known = self._known[np.minimum(gram, len(self._known) - 1)] == hashes[places] if len(places) else places > 0
         places, gram = places[known], gram[known]
@@ -55,16 +55,16 @@ class Overlap:
         return shares, new
 
     def remember(self, grams: np.ndarray) -> None:
-        """Take n-grams that an earlier `find` returned as found."""
+        """Mark n-grams, returned by `find` in an earlier process, as found."""
         self._found[grams] = True
 
     def share(self, candidate: int) -> float:
-        """Return the share of the candidate's n-grams that other text holds, 0 to 1."""
+        """Return the share (0 to 1) of the candidate's n-grams that occur in other text."""
         grams = self._grams[candidate]
         return float(self._found[grams].mean()) if len(grams) else 0.0
 
     def take(self, candidate: int) -> bool:
-        """Take the candidate's n-grams; False, and nothing is taken, if a candidate taken before holds one of them."""
+        """Reserve the candidate's n-grams and return True; return False if another candidate reserved one of them."""
         grams = self._grams[candidate]
         if self._taken[grams].any():
             return False

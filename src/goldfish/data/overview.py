@@ -1,4 +1,4 @@
-"""What a configuration would train on, without training: counts, lengths, exposures, decoded rows."""
+"""Show what a configuration would train on, without training: counts, lengths, exposures, decoded rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +8,13 @@ import numpy as np
 from goldfish.data.datamodule import InjectionDataModule
 from goldfish.masks import Mask
 
-MOST_ROWS = 1 << 20  # that are looked at for the exposures over time
+MOST_ROWS = 1 << 20  # largest number of rows that are read for the exposures over time
 BINS = 50
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A training row as text; `exposed` lies between `before` and `after`, empty where the row carries no document."""
+    """Hold a training row as text; `exposed`, between `before` and `after`, is the injected document or empty."""
 
     row: int
     document: str | None
@@ -25,8 +25,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Overview:
-    """`facts`: plain numbers for tables and JSON. `lengths`: tokens of each background document. `timeline`: share of
-    the rows that carry an exposure, in `BINS` equal parts of the run. `samples`: some rows, those with exposures first."""
+    """Hold `facts`, numbers for tables and JSON; `lengths`, tokens of each background document; `timeline`, share of
+    rows with an exposure in `BINS` equal parts of the run; and `samples`, some rows, those with exposures first."""
 
     facts: dict[str, Any]
     lengths: np.ndarray
@@ -35,11 +35,11 @@ class Overview:
 
 
 def overview(data: InjectionDataModule, mask: Mask, samples: int = 10) -> Overview:
-    """Look at prepared `data` as a run with this mask would read it."""
+    """Describe prepared `data` as a run with this mask would read it."""
     prepared, plan = data.prepared, data.plan
     starts = np.append(prepared.background_starts, len(prepared.background))
     lengths = np.diff(starts) - 1
-    kept, looked_at = data.kept_targets(mask)
+    kept, rows_counted = data.kept_targets(mask)
     repeats, documents = np.unique(plan.exposures.repeats_D, return_counts=True)
     tokens = plan.rows * plan.sequence_length
     rows = np.arange(0, plan.rows, max(1, plan.rows // MOST_ROWS))
@@ -55,7 +55,7 @@ def overview(data: InjectionDataModule, mask: Mask, samples: int = 10) -> Overvi
             "rows": plan.rows,
             "tokens": tokens,
             "background_epochs": data.background_epochs,
-            "targets_kept": kept / (looked_at * (plan.sequence_length - 1)),
+            "targets_kept": kept / (rows_counted * (plan.sequence_length - 1)),
         },
         "exposures": {
             "planned": plan.exposures.total,

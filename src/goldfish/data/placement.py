@@ -1,8 +1,8 @@
-"""When exposures happen: placements map row numbers to exposures, with random access and no state.
+"""Decide when exposures happen: a placement maps row numbers to exposures, with random access and without state.
 
-Each is a bijection between the exposures and the rows that carry one. Memory: O(documents + largest number of
-repeats). Add a placement as one more class in PLACEMENTS: it is called with row numbers and with their places in the
-run's shuffle, which are a bijection too. Shapes: N row numbers; D documents; all arrays int64.
+Each placement is a bijection between the exposures and the rows that carry one. Memory: O(documents + largest number of
+repeats). To add a placement, add a class to PLACEMENTS: it is called with row numbers and with their places in the
+run's shuffle (also a bijection). Shapes: N row numbers; D documents; all arrays int64.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 
 Placement = Literal["uniform", "early", "late", "clustered", "evenly", "per_epoch"]
-Places = tuple[np.ndarray, np.ndarray]  # document_N and occurrence_N, -1 where a row carries none
+Places = tuple[np.ndarray, np.ndarray]  # document_N and occurrence_N, -1 where a row carries no exposure
 
 
 class Exposures:
-    """Numbers the exposures of documents that have `repeats_D` each, in rounds: all first ones, all second ones, ...
+    """Number the exposures in rounds: round r holds exposure r of every document with more than r `repeats_D`.
 
-    Within a round the documents stand by falling repeats, so those of a round are a prefix of that order.
+    Documents are sorted by falling repeats, so the documents of each round are a prefix of that order.
     """
 
     def __init__(self, repeats_D: Sequence[int] | np.ndarray) -> None:
@@ -27,37 +27,37 @@ class Exposures:
         self.rounds = int(self.repeats_D.max(initial=0))
         self._rank_D = np.empty_like(self.order_D)
         self._rank_D[self.order_D] = np.arange(len(self.order_D))
-        self.total = sum(self.repeats_D.tolist())  # not numpy's sum, which wraps
+        self.total = sum(self.repeats_D.tolist())  # numpy's sum would overflow
 
     @cached_property
     def round_sizes(self) -> np.ndarray:
-        """Return how many documents have an exposure in each round. Made when asked for: a number of repeats may be too large."""
+        """Return how many documents have an exposure in each round. Lazy, so that huge repeats are refused first."""
         return np.searchsorted(-self.repeats_D[self.order_D], -np.arange(self.rounds), side="left")  # repeats > round
 
     @cached_property
     def _before(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.round_sizes)])  # exposures of the rounds before
+        return np.concatenate([[0], np.cumsum(self.round_sizes)])  # number of exposures before each round
 
     def __str__(self) -> str:
-        """Say it as a person would: 3 documents x 4 repeats = 12 exposures."""
+        """Return for example "3 documents x 4 repeats = 12 exposures"."""
         counts = sorted(set(self.repeats_D.tolist()))
         repeats = counts[0] if len(counts) == 1 else f"{{{', '.join(map(str, counts))}}}"
         return f"{len(self.repeats_D)} documents x {repeats} repeats = {self.total} exposures"
 
     def at(self, exposure_N: np.ndarray) -> Places:
-        """Document and occurrence of the exposures with these numbers; anything for numbers that do not exist."""
+        """Return document and occurrence of the exposures with these numbers; arbitrary values for unknown numbers."""
         exposure_N = np.clip(exposure_N, 0, max(0, self.total - 1))
         occurrence_N = np.searchsorted(self._before, exposure_N, side="right") - 1
         return self.order_D[exposure_N - self._before[occurrence_N]], occurrence_N
 
     def number(self, document_N: np.ndarray, occurrence_N: np.ndarray) -> np.ndarray:
-        """Return the inverse of `at`."""
+        """Return the numbers of these exposures: the inverse of `at`."""
         number_N: np.ndarray = self._before[occurrence_N] + self._rank_D[document_N]
         return number_N
 
 
 class Uniform:
-    """Anywhere: each set of rows is as likely as any other."""
+    """Place exposures anywhere: each set of rows is equally likely."""
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
         self.exposures = exposures
@@ -67,7 +67,7 @@ class Uniform:
 
 
 class Early:
-    """Anywhere in the first `span` of the run (more, if they do not fit)."""
+    """Place exposures anywhere in the first share `span` of the run (a larger one, if they do not fit)."""
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
         self.first, self.size = 0, max(round(span * rows), exposures.total, 1)
@@ -80,7 +80,7 @@ class Early:
 
 
 class Late(Early):
-    """Anywhere in the last `span` of the run (more, if they do not fit)."""
+    """Place exposures anywhere in the last share `span` of the run (a larger one, if they do not fit)."""
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
         super().__init__(rows, exposures, seed, span)
@@ -88,14 +88,14 @@ class Late(Early):
 
 
 class Clustered:
-    """All exposures of a document in rows that follow each other; the documents in random order, spread over the run."""
+    """Place all exposures of a document in consecutive rows; the documents follow in random order over the run."""
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
         seen_D = np.flatnonzero(exposures.repeats_D)
         self.documents = seen_D[permute(np.arange(len(seen_D)), len(seen_D), seed)]
         self.repeats = exposures.repeats_D[self.documents]
         before = np.cumsum(self.repeats) - self.repeats
-        self.starts = before * rows // max(1, exposures.total)  # rows >= exposures: no cluster reaches the next
+        self.starts = before * rows // max(1, exposures.total)  # rows >= exposures, so clusters do not overlap
 
     def __call__(self, number_N: np.ndarray, shuffled_N: np.ndarray) -> Places:
         if not len(self.documents):
@@ -106,11 +106,11 @@ class Clustered:
 
 
 class Evenly:
-    """Each document's exposures at equal distances over the run (to a row or two; documents alternate)."""
+    """Place each document's exposures at equal distances over the run (to a row or two; documents alternate)."""
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
         self.rows, self.exposures = rows, exposures
-        self.buckets = []  # repeats and documents, of each number of repeats
+        self.buckets = []  # (repeats, its documents) for each number of repeats
         for repeats in np.unique(exposures.repeats_D[exposures.repeats_D > 0]).tolist():
             documents = np.flatnonzero(exposures.repeats_D == repeats)
             self.buckets.append((repeats, documents[permute(np.arange(len(documents)), len(documents), seed)]))
@@ -119,10 +119,7 @@ class Evenly:
         carries_N, place_N = _spread(number_N, self.exposures.total, self.rows)
         document_N, occurrence_N = np.full_like(number_N, -1), np.full_like(number_N, -1)
         open_N, left = carries_N, self.exposures.total
-        for (
-            repeats,
-            documents,
-        ) in self.buckets:  # a bucket's exposures are spread over those of the buckets that are left
+        for repeats, documents in self.buckets:  # spread each bucket over the places that earlier ones left free
             own_N, within_N = _spread(place_N, repeats * len(documents), left)
             here_N = open_N & own_N
             document_N[here_N] = documents[within_N[here_N] % len(documents)]
@@ -132,9 +129,9 @@ class Evenly:
 
 
 class PerEpoch:
-    """The run is cut into as many equal parts as the largest number of repeats: once in each part, anywhere in it.
+    """Cut the run into as many equal parts as the largest number of repeats; place one exposure anywhere in each part.
 
-    Documents of fewer repeats are seen in the first parts.
+    Documents with fewer repeats are seen in the first parts.
     """
 
     def __init__(self, rows: int, exposures: Exposures, seed: int, span: float) -> None:
@@ -172,13 +169,13 @@ def _only(where_N: np.ndarray, places: Places) -> Places:
 
 
 def _spread(place_N: np.ndarray, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spread `count` things evenly over range(size): which places hold one, and how many lie before each place."""
+    """Spread `count` items evenly over range(size); return which places hold one, and how many lie before each."""
     before_N = place_N * count // max(1, size)
     return (place_N + 1) * count // max(1, size) > before_N, before_N
 
 
 def mix64(value: int | np.ndarray) -> np.ndarray:
-    """Scramble integers mod 2^64 (splitmix64): a uint64 array."""
+    """Return the integers mod 2^64 scrambled by splitmix64: a uint64 array."""
     x = np.atleast_1d(value if isinstance(value, np.ndarray) else np.uint64(value & 0xFFFFFFFFFFFFFFFF))
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -188,9 +185,9 @@ def mix64(value: int | np.ndarray) -> np.ndarray:
 
 
 def permute(index_N: np.ndarray, size: int | np.ndarray, seed: int | np.ndarray) -> np.ndarray:
-    """Return the places of `index_N` in a shuffle of range(size): a Feistel network that is walked until it lands inside.
+    """Return the places of `index_N` in a shuffle of range(size): a Feistel network, repeated until it is inside.
 
-    `size` and `seed`: one for all, or one each.
+    `size` and `seed`: one number for all indices, or one for each.
     """
     place_N = index_N.astype(np.uint64)
     size_N = np.broadcast_to(np.asarray(size, dtype=np.uint64), place_N.shape)

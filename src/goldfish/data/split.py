@@ -1,4 +1,4 @@
-"""Which documents are background, validation text or held out to be injected: decided by group."""
+"""Split the corpus by group into background, validation text, and documents held out for injection."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from goldfish.data.corpus import Corpus
 from goldfish.data.injection import Injection
 
 BACKGROUND, VALIDATION, HELD_OUT = "background", "validation", "held out"
-EXACT = 1 << 16  # distinct groups
+EXACT = 1 << 16  # largest number of distinct groups for which the shares are exact
 
 
 @dataclass(frozen=True)
 class Split:
-    """The part of each group, and the number of `documents` of the corpus.
+    """Map each group to its part, and hold the number of `documents` of the corpus.
 
-    With up to 65 536 groups they are sorted, shuffled and dealt out: the shares are exact. With more a group's part
-    is a hash of its name and the seed: the shares hold in expectation, and memory does not grow with the corpus.
+    Up to 65 536 groups are sorted, shuffled and divided, so the shares are exact. With more groups a hash of name and
+    seed decides: the shares are exact only in expectation, but memory does not grow with the corpus.
     """
 
     documents: int
-    parts: dict[str, str] | None  # None: by hash; groups that are not named are background
+    parts: dict[str, str] | None  # None: a hash decides; groups that are not listed are background
     held_out: float
     validation: float
     seed: int
 
     def part(self, group: str) -> str:
-        """BACKGROUND, VALIDATION or HELD_OUT."""
+        """Return the group's part: BACKGROUND, VALIDATION or HELD_OUT."""
         if self.parts is not None:
             return self.parts.get(group, BACKGROUND)
         place = keyed_hash(self.seed, group) / 2**64
@@ -38,21 +38,21 @@ class Split:
 
 
 def from_corpus(injection: Injection) -> bool:
-    """Return whether the documents are drawn from the corpus, of which groups are held out then."""
+    """Return whether the documents are drawn from the corpus; then some of its groups are held out."""
     return injection.path is None and not injection.canaries
 
 
 def keyed_hash(seed: int, name: str) -> int:
-    """64 bits that depend on `seed` and `name`."""
+    """Return a 64-bit hash of `seed` and `name`."""
     return int.from_bytes(blake2b(f"{seed}\0{name}".encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def split(
-    corpus: Corpus, injection: Injection, validation_share: float, trained: bool, tell: Callable[[int], None]
+    corpus: Corpus, injection: Injection, validation_share: float, trained: bool, on_progress: Callable[[int], None]
 ) -> Split:
-    """Read the corpus once and decide; `tell` is given the number of documents read so far.
+    """Read the corpus once and return its split; `on_progress` gets the number of documents read so far.
 
-    `trained`: the tokenizer will be trained on the text, so there must be text. Raises ValueError if the corpus is too small.
+    `trained`: True = a tokenizer is trained on the text, so token ids are refused. Raises ValueError on too few groups.
     """
     names: set[str] | None = set()
     count = 0
@@ -65,9 +65,9 @@ def split(
         if names is not None:
             names.add(document.group)
             names = names if len(names) <= EXACT else None
-        tell(count)
+        on_progress(count)
     if not count:
-        raise ValueError("data.corpus: the corpus holds no text; give files with text in them (data.corpus.path=...)")
+        raise ValueError("data.corpus: the corpus holds no text; give files that hold text (data.corpus.path=...)")
     if names is None:
         if (held_out := injection.held_out * from_corpus(injection)) + validation_share >= 1:
             raise _nothing_left(injection, validation_share, "")
@@ -75,8 +75,8 @@ def split(
     groups = sorted(names)
     if len(groups) < 3:
         raise ValueError(
-            f"data.corpus: {len(groups)} group(s) of documents; background, validation and injected documents need one each. "
-            "Give more files, or data.corpus.split=paragraph to make every paragraph a document"
+            f"data.corpus: {len(groups)} group(s) of documents; at least 3 are needed (background, validation, "
+            "injected). Give more files, or data.corpus.split=paragraph to make every paragraph a document"
         )
     order = [groups[index] for index in np.random.default_rng(injection.seed).permutation(len(groups))]
     held = max(1, round(len(groups) * injection.held_out)) if from_corpus(injection) else 0
@@ -90,5 +90,5 @@ def split(
 def _nothing_left(injection: Injection, validation_share: float, count: str) -> ValueError:
     return ValueError(
         f"data.injection.held_out={injection.held_out} and data.validation_share={validation_share} leave none of the "
-        f"corpus's {count}groups as background; lower them"
+        f"corpus's {count}groups as background; lower one of the two shares"
     )

@@ -1,4 +1,4 @@
-"""The token streams: every document behind a separator, appended in a way that a kill cannot spoil."""
+"""Write the token streams: a separator before every document, appended so that a kill does no damage."""
 
 import hashlib
 import time
@@ -16,12 +16,12 @@ from goldfish.data.overlap import Overlap
 from goldfish.data.split import BACKGROUND, VALIDATION, Split
 from goldfish.data.tokenizer import encoded, separator_id
 
-SAVE_TOKENS, SAVE_SECONDS = 16_000_000, 30.0  # a kill loses at most so much
+SAVE_TOKENS, SAVE_SECONDS = 16_000_000, 30.0  # between saves: a kill loses at most so much work
 DOCUMENT = np.dtype([("start", np.int64), ("hash", np.uint64), ("characters", np.int64)])
 
 
 def token_type(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    """uint16 if every id of the tokenizer fits, else uint32."""
+    """Return uint16 if every id of the tokenizer fits into it, otherwise uint32."""
     return np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
 
 
@@ -32,12 +32,13 @@ def pack(
     overlap: Overlap,
     drop: bool,
     partial: Path,
-    tell: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> tuple[dict[str, Any], float]:
-    """Append the tokens of every document to final/background.bin or validation.bin of `partial`, a separator before each.
+    """Append a separator and the tokens of every document to final/background.bin or validation.bin in `partial`.
 
-    `drop`: leave out the documents that overlap a candidate. Continues what a killed process left there. Returns the
-    statistics, and the seconds of the processes before this one. Raises Damaged if what they left is; raise ValueError if a part is empty.
+    `drop`: leave out documents that overlap a candidate. Continues the files of a killed process. `on_progress` gets
+    the number of documents done. Returns the statistics, and the seconds that earlier processes took. Raises Damaged if
+    the files are damaged, and ValueError if a part is empty.
     """
     dtype = token_type(tokenizer)
     separator = separator_id(tokenizer)
@@ -88,7 +89,7 @@ def pack(
                     removed_tokens=int(lengths[~keep].sum()),
                 )
             done = batch[-1][0][0]
-            tell(done)
+            on_progress(done)
             packed = counts[BACKGROUND]["tokens"] + counts[VALIDATION]["tokens"]
             if packed - saved[1] >= SAVE_TOKENS or time.monotonic() - saved[0] >= SAVE_SECONDS:
                 written.save({"done": done, "seconds": seconds + time.monotonic() - started, **counts})
@@ -98,7 +99,7 @@ def pack(
         written.close()
     for part, name in tokens.items():
         if not written.sizes[name]:
-            raise ValueError(_none_left(part))
+            raise ValueError(_empty_part(part))
     return {part: dict(counts[part]) for part in tokens} | dict(counts["corpus"]), seconds
 
 
@@ -106,12 +107,12 @@ def _records(part: str) -> str:
     return f"{part}_documents.bin"
 
 
-def _none_left(part: str) -> str:
+def _empty_part(part: str) -> str:
     return f"data.corpus: no {part} text is left beside the injected documents; give a larger corpus"
 
 
 def finish_background(partial: Path) -> None:
-    """Write final/background_starts.bin."""
+    """Write the positions where background documents begin to final/background_starts.bin."""
     with (
         (partial / _records(BACKGROUND)).open("rb") as records,
         (partial / "final/background_starts.bin").open("wb") as out,
@@ -121,7 +122,7 @@ def finish_background(partial: Path) -> None:
 
 
 def finish_validation(partial: Path, dtype: np.dtype, counts: dict[str, int]) -> dict[str, int]:
-    """Copy the validation documents that equal no background document to final/; return the counts without the others."""
+    """Copy the validation documents that equal no background document to final/; return their counts."""
     records = np.fromfile(partial / _records(VALIDATION), dtype=DOCUMENT)
     double = np.zeros(len(records), dtype=bool)
     with (partial / _records(BACKGROUND)).open("rb") as background:
@@ -134,7 +135,7 @@ def finish_validation(partial: Path, dtype: np.dtype, counts: dict[str, int]) ->
             if not is_double:
                 out.write(content)
     if double.all():
-        raise ValueError(_none_left(VALIDATION))
+        raise ValueError(_empty_part(VALIDATION))
     return {
         "documents": counts["documents"] - int(double.sum()),
         "tokens": counts["tokens"] - int(lengths[double].sum()),

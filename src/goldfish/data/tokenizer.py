@@ -1,4 +1,4 @@
-"""Text to token ids: a BPE trained on the background text, or any Hugging Face tokenizer by path."""
+"""Turn text into token ids: by a BPE trained on the background text, or by a Hugging Face tokenizer from a folder."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -17,16 +17,16 @@ from goldfish.models.pretrained import load_tokenizer
 from goldfish.tools.files import FileError
 
 SEPARATOR = "<|endoftext|>"
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # tokenized together
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # limits of a batch that is tokenized in parallel
 
 VocabularySize = Annotated[int, Ge(257), Le(1 << 24)]  # 257: 256 bytes and the separator
 Tag = TypeVar("Tag")
 
 
 class TokenizerSource(Protocol):
-    """Makes the tokenizer; `fingerprint` changes whenever its ids would (given the same texts).
+    """Build the tokenizer; `fingerprint` changes whenever the ids of the same texts would change.
 
-    `vocab_size`: its number of tokens, known without any text; of one that is trained the most it can have.
+    `vocab_size`: its number of tokens, known without any text; for a trained tokenizer the largest possible number.
     """
 
     @property
@@ -38,9 +38,9 @@ class TokenizerSource(Protocol):
 
 
 class TrainedBPE:
-    """Byte-level BPE of `vocab_size` tokens, trained on the background text, with one special token: the separator.
+    """Train a byte-level BPE of `vocab_size` tokens on the background text; its one special token is the separator.
 
-    `sample_characters`: it is trained on the first so many characters of the background; more take more time and memory.
+    `sample_characters`: number of characters, from the start of the background, to train on; more cost time and memory.
     """
 
     @checked
@@ -61,12 +61,12 @@ class TrainedBPE:
         return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR)
 
     def fingerprint(self) -> str:
-        """Name the kind, the size and the sample."""
+        """Return a name made of kind, size and sample."""
         return f"bpe-{self.vocab_size}-{self.sample_characters}"
 
 
 class Pretrained:
-    """A tokenizer from a Hugging Face folder. Its bos token (or eos, if it has none) begins every document."""
+    """Load a tokenizer from a Hugging Face folder. Its bos token (or eos, if it has no bos) begins every document."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -75,13 +75,13 @@ class Pretrained:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Of the loaded tokenizer."""
+        """Return the number of tokens of the loaded tokenizer."""
         return len(self.build([]))
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Load it; `texts` are not read."""
+        """Load the tokenizer; `texts` are not read."""
         tokenizer = load_tokenizer(self.path)
-        separator_id(tokenizer)  # refuses one that has none
+        separator_id(tokenizer)  # raises if it has none
         return tokenizer
 
     def fingerprint(self) -> str:
@@ -96,14 +96,14 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if found is None:
         raise FileError(
-            f"{tokenizer.name_or_path}: the tokenizer has neither an eos nor a bos token to separate documents with"
+            f"{tokenizer.name_or_path}: the tokenizer must have a bos or an eos token, which separates documents"
         )
     return int(found)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Return token ids of each text, without any special token."""
-    if not texts:  # of which transformers makes an IndexError
+    """Return the token ids of each text, without special tokens."""
+    if not texts:  # transformers raises IndexError for an empty list
         return []
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
         "input_ids"
@@ -114,9 +114,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 def encoded(
     documents: Iterable[tuple[Tag, Document]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[tuple[Tag, Document, np.ndarray]]]:
-    """Batches of documents with their ids (uint32), in order; all cores tokenize a batch.
+    """Yield batches of documents with their ids (uint32), in order; all cores tokenize a batch.
 
-    Ids that a document brings along are taken as they are; raise ValueError that names one that the tokenizer does not have.
+    Documents that already have ids keep them. Raises ValueError that names an id outside the tokenizer's vocabulary.
     """
     for batch in _batches(documents):
         found = _ids(tokenizer, [document for _, document in batch])

@@ -1,7 +1,7 @@
-"""MemFree decoding (arXiv 2210.17546): no n-gram that occurs often in the training text is ever completed.
+"""Implement MemFree decoding (arXiv 2210.17546): never complete an n-gram that is frequent in the training text.
 
-The n-grams are kept in a Bloom filter, which has no false negatives: an n-gram that is in it is always refused. Shapes:
-B rows, P tokens read so far (prompt and continuation), V vocabulary, T tokens of a training row, N n-grams.
+The n-grams are stored in a Bloom filter. It has no false negatives, so every stored n-gram is refused. Shapes: B rows,
+P tokens read so far (prompt and continuation), V vocabulary, T tokens of a training row, N n-grams.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from goldfish.data.cache import Damaged, seal, unseal
 from goldfish.data.overlap import ngram_hashes
 from goldfish.tools.files import FileError, reading
 
-FORMAT = 1  # raise it when the same n-grams give other bits
-AT_ONCE = 1 << 22  # n-grams counted together: about 64 bytes each
-PROBES = 100_000  # random n-grams by which the rate of false positives is measured
+FORMAT = 1  # increase it when the same n-grams give other bits
+AT_ONCE = 1 << 22  # n-grams counted at a time: about 64 bytes each
+PROBES = 100_000  # random n-grams that measure the rate of false positives
 
 Rows = Callable[[], Iterable[np.ndarray]]
 
 
-def _itself(hashed: int) -> int:
-    """rbloom takes 128 bits: 64 of ours, which are the same in every process (Python's `hash` is not)."""
+def _identity(hashed: int) -> int:
+    """Return the hash unchanged. rbloom needs a hash function; Python's `hash` differs between processes."""
     return hashed
 
 
 class NgramFilter:
-    """The n-grams of a training text, in a Bloom filter of `-N ln(error_rate) / ln(2)^2` bits; made by `build` or `load`.
+    """Store the n-grams of a training text in a Bloom filter of `-N ln(error_rate) / ln(2)^2` bits.
 
-    Beside each n-gram its first n - 1 tokens are in it, so that most windows need one look-up and not one a token.
-    `header`: plain numbers of what is in it: `ngram` (tokens), `min_count`, `ngrams` (N), `counted` (n-grams of the text,
-    with repeats), `error_rate` (wanted) and `measured_error_rate` (share of random n-grams that it holds by mistake),
-    `bits`, `tokenizer` (a fingerprint), `tokenizer_name`, `vocabulary`, `source`.
+    Create it with `build` or `load`. It also stores the first n - 1 tokens of each n-gram, so most windows need one
+    look-up instead of one for each token. `header` describes the content: `ngram` (tokens), `min_count`, `ngrams` (N),
+    `counted` (n-grams of the text, with repeats), `error_rate` (requested), `measured_error_rate` (share of random
+    n-grams that are false positives), `bits`, `tokenizer` (a fingerprint), `tokenizer_name`, `vocabulary`, `source`.
     """
 
     def __init__(self, bloom: Bloom, header: dict[str, Any]) -> None:
@@ -57,11 +57,11 @@ class NgramFilter:
         error_rate: float = 1e-4,
         source: str = "",
     ) -> "NgramFilter":
-        """Keep the n-grams that occur at least `min_count` times.
+        """Return a filter of the n-grams that occur at least `min_count` times.
 
-        `rows()` gives the text as integer arrays (..., T), the same ones each time; n-grams lie within a row. Memory:
-        about 300 MB and the filter, whatever the text; it is read once for every 4 million n-grams. `source`: a name
-        for the header. Raises ValueError if no n-gram is so frequent: it says what to lower.
+        `rows()` returns the text as integer arrays (..., T), the same at each call; n-grams do not cross rows. Memory:
+        about 300 MB and the filter, for any length of text. The text is read once for every 4 million n-grams.
+        `source`: a name for the header. Raises ValueError that says what to lower if no n-gram is so frequent.
         """
         kept_N, prefix_N, counted, most = _frequent(rows, ngram, min_count)
         if not counted:
@@ -72,7 +72,7 @@ class NgramFilter:
                 f"nothing. The most frequent one occurs {most} times: lower min_count to {most} or less, or lower ngram"
             )
         prefix_N = np.unique(prefix_N)
-        bloom = Bloom(len(kept_N) + len(prefix_N), error_rate, _itself)
+        bloom = Bloom(len(kept_N) + len(prefix_N), error_rate, _identity)
         for hashes in (kept_N, prefix_N):
             for low in range(0, len(hashes), AT_ONCE):
                 bloom.update(hashes[low : low + AT_ONCE].tolist())
@@ -95,14 +95,14 @@ class NgramFilter:
         return cls(bloom, header)
 
     def save(self, folder: Path) -> None:
-        """Write the filter, and its header as JSON, into `folder`."""
+        """Write the filter, and its header as JSON, to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._bloom.save(folder / "ngrams.bloom")
         seal(folder, self.header)
 
     @classmethod
     def load(cls, folder: Path) -> "NgramFilter":
-        """Read what `save` wrote. Raises ValueError if it is damaged, or was written by another version."""
+        """Read a filter that `save` wrote. Raises ValueError if it is damaged or has another format."""
         try:
             header = unseal(folder)
         except (Damaged, OSError) as damage:
@@ -114,10 +114,10 @@ class NgramFilter:
                 f"{folder}: a MemFree filter of format {header.get('format')}, wanted {FORMAT}; build it again"
             )
         with reading(folder, "a MemFree filter"):
-            return cls(Bloom.load(folder / "ngrams.bloom", _itself), header)
+            return cls(Bloom.load(folder / "ngrams.bloom", _identity), header)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-        """ValueError, which names the filter as `where`, if it was built with another tokenizer."""
+        """Raise ValueError that begins with `where` if the filter was built with another tokenizer."""
         if self.header["tokenizer"] != fingerprint(tokenizer):
             raise ValueError(
                 f"{where}: this MemFree filter was built with another tokenizer ({self.header['tokenizer_name']!r}, "
@@ -126,25 +126,25 @@ class NgramFilter:
             )
 
     def begins(self, window_BW: np.ndarray) -> np.ndarray:
-        """bool_B: may these n - 1 tokens be the start of a filtered n-gram?"""
+        """Return bool_B: whether these n - 1 tokens may be the start of a filtered n-gram."""
         return np.array(
             [one in self._bloom for one in ngram_hashes(window_BW, self.ngram - 1)[:, 0].tolist()], dtype=bool
         )
 
     def completes(self, window_W: np.ndarray, token_M: np.ndarray) -> np.ndarray:
-        """bool_M: which tokens, after these n - 1 tokens, complete a filtered n-gram (or a false positive)?"""
+        """Return bool_M: which tokens complete a filtered n-gram (or a false positive) after these n - 1 tokens."""
         window_MW = np.broadcast_to(window_W, (len(token_M), self.ngram - 1))
         hashes_M = ngram_hashes(np.concatenate([window_MW, token_M[:, None]], axis=1), self.ngram)[:, 0]
         return np.array([one in self._bloom for one in hashes_M.tolist()], dtype=bool)
 
 
 class Refuse(LogitsProcessor):
-    """For `generate`: sets the score of every token that would complete a filtered n-gram to -inf.
+    """Set the score of every token that would complete a filtered n-gram to -inf, in transformers' `generate`.
 
-    The prompt seeds the window; every row (also every beam) has its own. Where a window begins a filtered n-gram, tokens
-    are tried from the likeliest down until `wanted` are allowed, and those that were not tried are refused too: 1 is
-    enough for greedy decoding, 2 x beams for beams; None tries all, as sampling needs. Padding before a short prompt counts
-    as tokens: it may refuse more, never less. Raises ValueError if no token is left, so that the promise holds.
+    The window of n - 1 tokens includes the prompt; every row (also every beam) has its own. If a window begins a
+    filtered n-gram, tokens are tried from the most likely down until `wanted` are allowed; untried tokens are refused,
+    too. 1 is enough for greedy decoding, 2 x beams for beam search; None tries all, which sampling needs. Padding
+    before a short prompt counts as tokens, which can only refuse more. Raises ValueError if no token is left.
     """
 
     def __init__(self, ngrams: NgramFilter, wanted: int | None = None) -> None:
@@ -153,7 +153,7 @@ class Refuse(LogitsProcessor):
         self.ngrams, self.wanted = ngrams, wanted
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores (B, V) after `input_ids` (B, P), changed where a token is refused."""
+        """Return the scores (B, V) after `input_ids` (B, P), with -inf for refused tokens."""
         width = self.ngrams.ngram - 1
         if input_ids.shape[1] < width:
             return scores
@@ -163,7 +163,7 @@ class Refuse(LogitsProcessor):
             scores = scores.clone()
         for row in rows:
             if scores[row].isnan().any():
-                continue  # whoever decodes refuses it
+                continue  # the decoding function raises on NaN
             token_M = self._allowed(window_BW[row], scores[row])
             kept_M = scores[row, token_M]
             scores[row] = -torch.inf
@@ -188,11 +188,12 @@ class Refuse(LogitsProcessor):
 
 
 class MemFree:
-    """Which n-grams evaluation.decoding=memfree refuses.
+    """Configure which n-grams evaluation.decoding=memfree refuses.
 
-    `ngram`: its tokens; `min_count`: how often it must occur in the training text, repeats of documents and epochs counted
-    (the paper: 10-grams that occur 10 times); `error_rate`: share of other n-grams that are refused by mistake. `path`:
-    a folder that `NgramFilter.save` wrote; None = built from the run's training rows, and kept in its cache of prepared text.
+    `ngram`: tokens of an n-gram, >= 2 (the paper: 10). `min_count`: occurrences in the training text, with repeats of
+    documents and epochs, from which it is refused (the paper: 10). `error_rate`: share of other n-grams that are
+    refused by mistake. `path`: a folder that `NgramFilter.save` wrote; None = build the filter from the run's training
+    rows and keep it in the cache of prepared text.
     """
 
     @checked
@@ -214,9 +215,9 @@ class MemFree:
     def filter(
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
     ) -> NgramFilter:
-        """Return the filter of `path`, or of the training `rows`, which is kept in `cache_dir` under the rows' content.
+        """Return the filter at `path`, or the filter of the training `rows`, cached in `cache_dir` by their content.
 
-        ValueError: neither, an empty filter, or one of another tokenizer.
+        Raises ValueError if there is neither, if the filter would be empty, or if it has another tokenizer.
         """
         if self.path is not None:
             found = NgramFilter.load(self.path)
@@ -236,7 +237,7 @@ class MemFree:
             key.update(str((block.shape, block.dtype)).encode() + np.ascontiguousarray(block).data)
         folder = cache_dir / f"memfree-{key.hexdigest()[:16]}"
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # of several processes one builds
+        with FileLock(f"{folder}.lock"):  # only one of several processes builds it
             try:
                 return NgramFilter.load(folder)
             except ValueError:
@@ -246,19 +247,19 @@ class MemFree:
 
 
 def pieces(stream: np.ndarray, ngram: int, tokens: int = 1 << 20) -> Iterator[np.ndarray]:
-    """Yield a long (memory-mapped) stream as `rows` of `NgramFilter.build`: every n-gram of it lies in exactly one piece."""
+    """Yield pieces of a long (memory-mapped) stream for `NgramFilter.build`; each n-gram is in exactly one piece."""
     for low in range(0, len(stream) - ngram + 1, tokens):
         yield stream[low : low + tokens + ngram - 1]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hexadecimal digits of which token has which id."""
+    """Return 16 hexadecimal digits that identify the tokenizer's mapping of tokens to ids."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def _frequent(rows: Rows, ngram: int, min_count: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Hashes of the n-grams that occur `min_count` times, those of their first n - 1 tokens, how many were counted, and how
-    often the most frequent occurs. Counted exactly (as far as 64-bit hashes tell n-grams apart), a share of them at a time.
+    """Return hashes of the n-grams that occur `min_count` times, hashes of their first n - 1 tokens, the number of all
+    n-grams, and the count of the most frequent one. Counts are exact, except for collisions of 64-bit hashes.
     """
     counted = sum(block[..., 0].size * max(0, block.shape[-1] - ngram + 1) for block in rows())
     shares, most = -(-counted // AT_ONCE), 0

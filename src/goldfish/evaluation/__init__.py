@@ -1,1 +1,1 @@
-"""Evaluation: what a model memorized, and what it is still good for."""
+"""Measure what a model memorized, and its utility."""

@@ -1,13 +1,13 @@
-"""What a model says: teacher-forced log-probabilities, greedy continuations, samples, beams.
+"""Compute teacher-forced log-probabilities, greedy continuations, samples and beam search.
 
 For any Hugging Face causal language model in eval mode. Shapes: N documents (B of a batch), P prompt tokens, S suffix
 tokens, T = P + S, Q tokens of one pass, D hidden units, V vocabulary, M positions of any rows.
 
-Greedy decoding says the true suffix as long as the teacher-forced argmax is right, and one forward pass over many
-tokens is far cheaper than as many passes over one. So `greedy` checks the true suffix in growing windows, on a
-key-value cache that is written in place, and decodes token by token only from a row's first wrong token on. Models
-whose cache is more than plain attention (sliding windows, state spaces) go through transformers' `generate`, and so
-does every decoding with `processors`: transformers' logits processors, which change scores before a token is chosen.
+Greedy decoding reproduces the true suffix as long as the teacher-forced argmax is right, and one forward pass over many
+tokens is far cheaper than one pass for each. So `greedy` checks the true suffix in growing windows, with a key-value
+cache that is written in place, and decodes token by token only after a row's first wrong token. transformers'
+`generate` decodes for models whose cache is more than plain attention (sliding windows, state spaces), and whenever
+`processors` are given: transformers' logits processors, which change scores before a token is chosen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from goldfish.evaluation.forward import Decoder, Speaker, is_plain, silent, top
-from goldfish.evaluation.generation import Drawn, generate
+from goldfish.evaluation.forward import Decoder, SplitModel, has_plain_cache, silent, top
+from goldfish.evaluation.generation import DrawnToken, generate
 from goldfish.evaluation.progress import CountTokens
 from goldfish.evaluation.scheme import Scheme, log_p_of
 
 Rows = Tensor | Sequence[Tensor]
-_PLACES = 256  # prompts that random numbers are drawn for together
+_PLACES = 256  # prompts that share a random generator
 
 
 class Forced(NamedTuple):
-    """One teacher-forced pass, on the CPU. Suffixes shorter than the longest are filled up with -1 and NaN."""
+    """Hold the result of one teacher-forced pass, on the CPU. Shorter suffixes are padded with -1 and NaN."""
 
     guess_NS: Tensor  # int64: the most likely token at each suffix position, given the TRUE tokens before it
     logprob_NS: Tensor  # float32: log p of the true token, natural log
     mean_NS: Tensor  # float32: mean over the vocabulary of log p, weighted by p
     std_NS: Tensor  # float32: its standard deviation
-    scheme_NS: Tensor  # float32: log p of the true token under a sampling scheme; -inf where it is never drawn
+    scheme_NS: Tensor  # float32: log p of the true token under a sampling scheme; -inf if it is never drawn
 
 
 @torch.no_grad()
@@ -51,10 +51,10 @@ def forced(
 ) -> Forced:
     """Read `ids_NT` (separator, prefix, true suffix) once; the suffixes begin at `start`, at least 1.
 
-    Rows may be a list of 1-D tensors of unequal length, with a start each. The head is computed on suffix positions
-    only, a piece at a time. `count` is told the tokens of each pass. `guess_only` leaves the probabilities NaN,
-    which saves time: exact match, longest prefix and first divergence need no more. `scheme`: of `scheme_NS` alone.
-    ValueError: a row longer than the model's positions; NaN logits, with the row's index.
+    Rows may be a list of 1-D tensors of unequal length, with a start for each. The head is computed on suffix positions
+    only, in pieces. `count` is called with the tokens of each pass. `guess_only`: True = leave the probabilities NaN to
+    save time, enough for exact match, longest prefix and first divergence. `scheme`: affects `scheme_NS` only. Raises
+    ValueError if a row is longer than the model's positions, or logits are NaN; it names the row's index.
     """
     rows = list(ids_NT)
     starts = [start] * len(rows) if isinstance(start, int) else list(start)
@@ -65,7 +65,7 @@ def forced(
     shape = len(rows), max((len(row) - first for row, first in zip(rows, starts, strict=True)), default=0)
     found = Forced(torch.full(shape, -1), *torch.full((4, *shape), torch.nan))
     warp = None if scheme.is_plain else scheme.warpers()
-    speaker, statistics = Speaker(model, count), partial(_statistics, warp=warp)
+    split_model, statistics = SplitModel(model, count), partial(_statistics, warp=warp)
     for batch in _batches(rows, batch_size):
         ids_BT = pad_sequence([rows[i] for i in batch], batch_first=True)
         first_B1 = torch.tensor([[starts[i]] for i in batch])
@@ -74,14 +74,14 @@ def forced(
         place_Q = torch.arange(low, ids_BT.shape[1])
         wanted_BQ = (place_Q >= first_B1) & (place_Q < length_B1)
         pieces = []
-        for at in range(0, len(batch), step := speaker.rows_of_a_pass(ids_BT.shape[1], len(batch))):
+        for at in range(0, len(batch), step := split_model.rows_of_a_pass(ids_BT.shape[1], len(batch))):
             part, width = slice(at, at + step), len(rows[batch[at]])
-            # No token sees the padding on its right, so no attention mask is needed.
-            hidden_BQD = speaker.hidden(ids_BT[part, : width - 1].to(model.device), width - low, use_cache=False)
+            # The model is causal and padding is on the right, so no attention mask is needed.
+            hidden_BQD = split_model.hidden(ids_BT[part, : width - 1].to(model.device), width - low, use_cache=False)
             wanted = wanted_BQ[part, : width - low]
             pieces.append(hidden_BQD.flatten(0, 1) if wanted.all() else hidden_BQD[wanted.to(model.device)])
         true_M = ids_BT[:, low:][wanted_BQ].to(model.device)
-        results = speaker.head(torch.cat(pieces), *([top] if guess_only else [statistics, true_M]))
+        results = split_model.head(torch.cat(pieces), *([top] if guess_only else [statistics, true_M]))
         row_M, column_M = wanted_BQ.nonzero(as_tuple=True)
         spots = torch.tensor(batch)[row_M], column_M + low - first_B1[row_M, 0]
         for field, values in zip(found, results, strict=False):
@@ -91,17 +91,17 @@ def forced(
 
 
 def _statistics(logits_MV: Tensor, true_M: Tensor, warp: LogitsProcessorList | None = None) -> tuple[Tensor, ...]:
-    """Return the fields of Forced, without the last where there is nothing to warp."""
+    """Return the fields of Forced, without `scheme_NS` if `warp` is None."""
     logits_MV = logits_MV.float()
     scheme_M = () if warp is None else (log_p_of(true_M, warp(cast(Any, None), logits_MV)),)
     (guess_M,) = top(logits_MV)
     guess_M1 = guess_M.clamp(min=0)[:, None]
     p_MV = logits_MV.softmax(dim=1)
-    # log p = logit - log of the sum over the vocabulary; that is known where p is largest.
+    # log p = logit - log-sum-exp; the log-sum-exp follows from the largest logit and its p.
     log_sum_M1 = logits_MV.gather(1, guess_M1) - p_MV.gather(1, guess_M1).log()
     logp_MV = logits_MV - log_sum_M1
     true_logp_M = logp_MV.gather(1, true_M[:, None])[:, 0]
-    logp_MV.clamp_(min=-1e4)  # so that a token that cannot come adds 0 to the moments, not 0 * -inf
+    logp_MV.clamp_(min=-1e4)  # so that a token with p = 0 adds 0 to the moments, not 0 * -inf
     mean_M1 = (p_MV * logp_MV).sum(dim=1, keepdim=True)
     variance_M = p_MV.mul_(logp_MV.sub_(mean_M1).square_()).sum(dim=1)
     return guess_M, true_logp_M, mean_M1[:, 0], variance_M.sqrt(), *scheme_M
@@ -117,19 +117,19 @@ def greedy(
     count: CountTokens = silent,
     processors: Sequence[Any] = (),
 ) -> Tensor:
-    """made_NS, int64 on the CPU: the `suffix_tokens` most likely tokens after each prompt, one by one; none ends early.
+    """Return made_NS, int64 on the CPU: `suffix_tokens` greedily decoded tokens after each prompt; none ends early.
 
-    `true` (N, S): the true suffixes. They make it faster, never different: in float32 the rows are those of `generate`;
-    in bfloat16 two tokens may have equal logits, and which one comes first hangs on the order of a sum.
-    Prompts may be a list of 1-D tensors of unequal length: they are sorted by it and padded on the left.
-    ValueError: a prompt and suffix longer than the model's positions; NaN logits, with the prompt's index.
+    `true` (N, S): the true suffixes; they make it faster. In float32 the result is that of `generate`. In bfloat16 two
+    tokens may have equal logits, and then the order of a sum decides. Prompts may be a list of 1-D tensors of unequal
+    length; they are sorted by length and padded on the left. Raises ValueError if prompt and suffix are longer than the
+    model's positions, or logits are NaN; it names the prompt's index.
     """
     rows = list(prompts)
     _check_positions(model, rows, suffix_tokens)
     if true is not None and true.shape != (len(rows), suffix_tokens):
-        raise ValueError(f"true has shape {tuple(true.shape)}, wanted {(len(rows), suffix_tokens)}")
+        raise ValueError(f"true has shape {tuple(true.shape)}, must have {(len(rows), suffix_tokens)}")
     made_NS = torch.empty(len(rows), suffix_tokens, dtype=torch.int64)
-    plain = is_plain(model) and not processors
+    plain = has_plain_cache(model) and not processors
     decoder = Decoder(model, min(batch_size, len(rows)), _longest(rows) + suffix_tokens, count) if plain else None
     for batch in _batches(rows, batch_size):
         chosen = [rows[i] for i in batch]
@@ -158,11 +158,11 @@ def sample(
     processors: Sequence[Any] = (),
     places: Sequence[int] | None = None,
 ) -> Tensor:
-    """made_NnS, int64 on the CPU: `n` continuations of each prompt, drawn from its `top_k` (0: all) and `top_p` tokens.
+    """Return made_NnS, int64 on the CPU: `n` continuations of each prompt, sampled with `top_k` (0: all) and `top_p`.
 
-    A function of `seed` and of `places` (each prompt's number, by default its index): every place, sample and position has
-    a random number of its own, so neither the batch size nor the prompts beside it change one. `batch_size` counts
-    continuations. ValueError: as `greedy`, and a setting out of its range.
+    Every place, sample and position has its own random number, a function of `seed` and `places` (each prompt's number,
+    by default its index). So the result does not depend on batch size or on other prompts. `batch_size` counts
+    continuations. Raises ValueError as `greedy`, and for a setting out of its range.
     """
     if n < 1:
         raise ValueError(f"n={n}: must be at least 1 continuation of each prompt")
@@ -170,45 +170,45 @@ def sample(
     _check_positions(model, rows, suffix_tokens)
     warp = Scheme(temperature, top_k, top_p).warpers()
 
-    def draw(logits_MV: Tensor, luck_M: Tensor) -> tuple[Tensor, ...]:
-        """Return the token at which the cumulative probability passes a number from 0 to 1; -1 where logits are NaN."""
+    def draw(logits_MV: Tensor, uniform_M: Tensor) -> tuple[Tensor, ...]:
+        """Return the token at which the cumulative probability passes a number in [0, 1); -1 if logits are NaN."""
         cumulative_MV = warp(cast(Any, None), logits_MV.float()).softmax(dim=-1).cumsum(dim=-1)
         total_M1 = cumulative_MV[:, -1:]
-        token_M1 = torch.searchsorted(cumulative_MV, luck_M[:, None] * total_M1, right=True)
+        token_M1 = torch.searchsorted(cumulative_MV, uniform_M[:, None] * total_M1, right=True)
         return (token_M1.clamp(max=logits_MV.shape[1] - 1).masked_fill(total_M1.isnan(), -1)[:, 0],)
 
     made_NnS = torch.empty(len(rows), n, suffix_tokens, dtype=torch.int64)
-    luck_NnS = _luck(range(len(rows)) if places is None else places, n, suffix_tokens, seed)
+    uniform_NnS = _uniform_draws(range(len(rows)) if places is None else places, n, suffix_tokens, seed)
     prompts_at_once, draws = max(1, batch_size // n), min(n, batch_size)
     held = min(prompts_at_once, len(rows)) * draws
-    plain = is_plain(model) and not processors
+    plain = has_plain_cache(model) and not processors
     decoder = Decoder(model, held, _longest(rows) + suffix_tokens, count) if plain else None
     for batch in _batches(rows, prompts_at_once):
         for low in range(0, n, draws):
-            luck_BnS = luck_NnS[batch, low : low + draws].to(model.device)
-            luck_MS = luck_BnS.flatten(0, 1)
+            uniform_BnS = uniform_NnS[batch, low : low + draws].to(model.device)
+            uniform_MS = uniform_BnS.flatten(0, 1)
             if decoder is None:
-                again = [rows[i] for i in batch for _ in range(luck_BnS.shape[1])]
-                made_MS = generate(model, again, suffix_tokens, count, *processors, Drawn(draw, luck_MS))
+                again = [rows[i] for i in batch for _ in range(uniform_BnS.shape[1])]
+                made_MS = generate(model, again, suffix_tokens, count, *processors, DrawnToken(draw, uniform_MS))
             else:
-                hidden_MD = decoder.repeat(decoder.read([rows[i] for i in batch]), luck_BnS.shape[1])
-                made_MS = decoder.decode(hidden_MD, suffix_tokens, draw, luck_MS).cpu()
-            made_NnS[batch, low : low + draws] = made_MS.view(luck_BnS.shape)
+                hidden_MD = decoder.repeat(decoder.read([rows[i] for i in batch]), uniform_BnS.shape[1])
+                made_MS = decoder.decode(hidden_MD, suffix_tokens, draw, uniform_MS).cpu()
+            made_NnS[batch, low : low + draws] = made_MS.view(uniform_BnS.shape)
         _refuse_nan((made_NnS[batch] < 0).flatten(1).any(dim=1), batch)
     return made_NnS
 
 
-def _luck(places: Sequence[int], n: int, suffix_tokens: int, seed: int) -> Tensor:
-    """Random numbers of each place, (N, n, S): a block of places at a time, each block from a generator of its own."""
-    luck_NnS = torch.empty(len(places), n, suffix_tokens)
+def _uniform_draws(places: Sequence[int], n: int, suffix_tokens: int, seed: int) -> Tensor:
+    """Return the random numbers of each place, (N, n, S). Each block of places has its own generator."""
+    uniform_NnS = torch.empty(len(places), n, suffix_tokens)
     blocks = torch.tensor(places, dtype=torch.int64).div(_PLACES, rounding_mode="floor")
     for block in blocks.unique().tolist():
         own = blocks == block
         at = torch.tensor(places)[own] - block * _PLACES
         block_seed = int(np.random.SeedSequence([seed, block]).generate_state(1)[0]) if block else seed
         generator = torch.Generator().manual_seed(block_seed)
-        luck_NnS[own] = torch.rand((int(at.max()) + 1, n, suffix_tokens), generator=generator)[at]
-    return luck_NnS
+        uniform_NnS[own] = torch.rand((int(at.max()) + 1, n, suffix_tokens), generator=generator)[at]
+    return uniform_NnS
 
 
 @torch.no_grad()
@@ -221,9 +221,9 @@ def beam(
     count: CountTokens = silent,
     processors: Sequence[Any] = (),
 ) -> Tensor:
-    """made_NS, int64 on the CPU: the likeliest continuation that transformers' beam search finds with `beams` beams.
+    """Return made_NS, int64 on the CPU: the most likely continuation found by transformers' beam search.
 
-    `batch_size` counts beams. ValueError: a prompt and suffix longer than the model's positions, fewer than 1 beam.
+    `beams` >= 1; `batch_size` counts beams. Raises ValueError as `greedy`, and for fewer than 1 beam.
     """
     if beams < 1:
         raise ValueError(f"beams={beams}: must be at least 1")
@@ -241,7 +241,7 @@ def _longest(rows: Sequence[Tensor]) -> int:
 
 
 def _batches(rows: Sequence[Tensor], size: int) -> Iterator[list[int]]:
-    """Indices, longest rows first, so that a batch too large for the memory fails at once."""
+    """Yield batches of indices, longest rows first, so that a batch too large for the memory fails at the start."""
     if size < 1:
         raise ValueError(f"batch_size={size}: must be at least 1")
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
@@ -255,12 +255,12 @@ def _check_positions(model: PreTrainedModel, rows: Sequence[Tensor], suffix_toke
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, row in enumerate(rows):
         if not len(row):
-            raise ValueError(f"document {index}: its prompt has no token; it needs one at least")
-        needed = len(row) + suffix_tokens - 1  # the last token is never read
+            raise ValueError(f"document {index}: its prompt has no token; it needs at least one")
+        needed = len(row) + suffix_tokens - 1  # the last token is not an input
         if limit and needed > limit:
             raise ValueError(
                 f"document {index}: prompt and suffix need {needed} positions, the model has {limit} "
-                "(max_position_embeddings); ask for a shorter prefix or suffix"
+                "(max_position_embeddings); give a shorter prefix or suffix"
             )
 
 
@@ -268,6 +268,6 @@ def _refuse_nan(bad_B: Tensor, batch: Sequence[int] | Tensor) -> None:
     if bad_B.any():
         index = int(batch[int(bad_B.nonzero()[0, 0])])
         raise ValueError(
-            f"document {index}: the model's logits are NaN. Its weights hold NaN, or its activations overflow: "
+            f"document {index}: the model's logits are NaN, because its weights hold NaN or its activations overflow; "
             "try float32, or an earlier checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Forward passes of a causal language model: the head only where it is wanted, keys and values written in place.
+"""Run forward passes of a causal language model: the head only on chosen positions, keys and values in place.
 
 Shapes: B rows of a batch, P prompt tokens, S suffix tokens, Q tokens of one pass, D hidden units, V vocabulary,
 M positions of any rows.
@@ -24,26 +24,26 @@ Pick = Callable[..., tuple[Tensor, ...]]
 
 
 def silent(tokens: int) -> None:
-    """Count nothing."""
+    """Ignore the count of tokens."""
 
 
-# What one piece of work holds: on a CPU small enough for a core's own cache (experiments/speed/extraction.py).
+# Sizes of a piece of work: on a CPU it must fit into a core's own cache (experiments/speed/extraction.py).
 _CPU_TOKENS, _CPU_LOGITS, _GPU_LOGITS, _BLOCK = 2048, 2**18, 2**26, 64
-_LONG = 128  # tokens of the shortest pass that oneDNN is asked for
+_LONG = 128  # number of tokens in a pass from which oneDNN multiplies
 
 
-class Speaker:
-    """A model's trunk and head apart, so that the head is computed only where it is wanted.
+class SplitModel:
+    """Split a model into trunk and head, so that the head is computed only on chosen positions.
 
-    Where more than a linear head makes the logits (soft caps, scales), the logits stand for the hidden states.
-    `count` is told the tokens of each pass.
+    If the logits need more than a linear head (soft caps, scales), the logits take the place of the hidden states.
+    `count` is called with the tokens of each pass.
     """
 
     def __init__(self, model: PreTrainedModel, count: CountTokens = silent) -> None:
         self.count = count
         self.model, self.base, self._head = model, model.base_model, model.get_output_embeddings()
         self.on_cpu = model.device.type == "cpu"
-        self._weights = weights_of_a_layer(model)  # counted once, not at every token that is decoded
+        self._weights = weights_of_a_layer(model)  # kept, because counting at every decoded token is slow
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.apart = False
         if isinstance(self._head, nn.Linear) and self.base is not model:
@@ -52,7 +52,7 @@ class Speaker:
             self.apart = torch.equal(model(probe_1Q, use_cache=False).logits, self._head(hidden_1QD))
 
     def hidden(self, ids_BQ: Tensor, keep: int, **how: Any) -> Tensor:
-        """Hidden states of the last `keep` tokens: (B, keep, D)."""
+        """Return the hidden states of the last `keep` tokens: (B, keep, D)."""
         with self._computing(ids_BQ.numel()):
             if self.apart:
                 hidden_BQD: Tensor = self.base(ids_BQ, **how)[0]
@@ -62,7 +62,7 @@ class Speaker:
         return hidden_BQD[:, -keep:]
 
     def head(self, hidden_MD: Tensor, function: Pick, *more_M: Tensor) -> list[Tensor]:
-        """Return what `function(logits_MV, ...)` returns, computed on a few rows at a time."""
+        """Return the results of `function(logits_MV, ...)`, computed on a few rows at a time."""
         vocabulary = self._head.weight.shape[0] if self.apart else hidden_MD.shape[1]
         step = max(1, (_CPU_LOGITS if self.on_cpu else _GPU_LOGITS) // vocabulary)
         pieces = zip(hidden_MD.split(step), *(more.split(step) for more in more_M), strict=True)
@@ -72,7 +72,7 @@ class Speaker:
 
     @contextmanager
     def _computing(self, tokens: int) -> Iterator[None]:
-        """Yield what multiplies in a pass over so many tokens, with how many threads; a pass over few is not worth oneDNN."""
+        """Choose the number of threads, and oneDNN for long passes, while the block computes `tokens` tokens."""
         if not self.on_cpu:
             yield
             return
@@ -81,15 +81,15 @@ class Speaker:
             yield
 
     def rows_of_a_pass(self, tokens: int, rows: int) -> int:
-        """Return how many of `rows` rows of `tokens` tokens to read at once."""
+        """Return how many of `rows` rows of `tokens` tokens to read in one pass."""
         return max(1, _CPU_TOKENS // tokens) if self.on_cpu else rows
 
 
-class Decoder(Speaker):
-    """Decodes a batch of rows on one key-value cache.
+class Decoder(SplitModel):
+    """Decode a batch of rows with one key-value cache.
 
-    All rows end at the same column (short prompts are padded on the left), so a pass is over the same columns of some
-    neighbouring rows. Rows are kept in the order of their first wrong token: those that decode are the first ones.
+    All rows end at the same column (short prompts are padded on the left), so a pass covers the same columns of
+    neighbouring rows. Rows are sorted by their first wrong token, so the rows that must be decoded come first.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, tokens: int, count: CountTokens = silent) -> None:
@@ -100,12 +100,12 @@ class Decoder(Speaker):
         self.takes_masks = model.config._attn_implementation == "sdpa"
 
     def run(self, ids_BQ: Tensor, low: int, start: int, keep: int) -> Tensor:
-        """Hidden states of columns `start` and on of rows `low` and on, their last `keep`: (B, keep, D)."""
+        """Read `ids_BQ` into rows from `low` and columns from `start`; return the last `keep` hidden states."""
         rows, tokens = ids_BQ.shape
         pieces, mask_11QK = [], None
         if tokens > 1 and start and not self.padded and self.takes_masks:
             future_QK = torch.full((tokens, start + tokens), -torch.inf, dtype=self.model.dtype, device=ids_BQ.device)
-            mask_11QK = future_QK.triu_(start + 1)[None, None]  # made once, not for every row and layer
+            mask_11QK = future_QK.triu_(start + 1)[None, None]  # built here once, not for every row and layer
         for first in range(0, rows, step := self.rows_of_a_pass(tokens, rows)):
             part_BQ = ids_BQ[first : first + step]
             cache = self.cache.at(low + first, low + first + len(part_BQ), start)
@@ -122,35 +122,35 @@ class Decoder(Speaker):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def read(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Fill the cache with the prompts; the hidden states of their last tokens, (B, D)."""
+        """Fill the cache with the prompts; return the hidden states of their last tokens, (B, D)."""
         ids_BP, pad_B = left_padded(prompts)
         self.pad_B1, self.padded = pad_B[:, None].to(self.model.device), bool(pad_B.any())
         self.prompt_tokens = ids_BP.shape[1]
         return self.run(ids_BP.to(self.model.device), 0, 0, keep=1)[:, 0]
 
     def repeat(self, hidden_BD: Tensor, times: int) -> Tensor:
-        """Make `times` neighbouring rows of each row just read."""
+        """Repeat each row that was just read `times` times; return the hidden states."""
         source_M = torch.arange(len(hidden_BD), device=hidden_BD.device).repeat_interleave(times)
         self.cache.move(torch.arange(len(source_M), device=source_M.device), source_M, self.prompt_tokens)
         self.pad_B1 = self.pad_B1[source_M]
         return hidden_BD[source_M]
 
-    def decode(self, hidden_BD: Tensor, suffix_tokens: int, pick: Pick, *luck_BS: Tensor) -> Tensor:
-        """made_BS, token by token, after the hidden states of the prompts' last tokens."""
-        [first_B] = self.head(hidden_BD, pick, *(luck[:, 0] for luck in luck_BS))
+    def decode(self, hidden_BD: Tensor, suffix_tokens: int, pick: Pick, *uniform_BS: Tensor) -> Tensor:
+        """Return made_BS, decoded token by token from the hidden states of the prompts' last tokens."""
+        [first_B] = self.head(hidden_BD, pick, *(uniform[:, 0] for uniform in uniform_BS))
         made_BS = first_B[:, None].repeat(1, suffix_tokens)
-        self._go_on(made_BS, [0] * len(made_BS), pick, *luck_BS)
+        self._decode_rest(made_BS, [0] * len(made_BS), pick, *uniform_BS)
         return made_BS
 
     def check(self, hidden_BD: Tensor, true_BS: Tensor) -> Tensor:
-        """made_BS by argmax: windows of true tokens as long as they are right, token by token after that."""
+        """Return made_BS by argmax: check windows of true tokens while they are right, then decode token by token."""
         made_BS, (rows, suffix_tokens) = true_BS.clone(), true_BS.shape
         [made_BS[:, 0]] = self.head(hidden_BD, top)
         wrong_B = torch.where(made_BS[:, 0] == true_BS[:, 0], suffix_tokens, 0)
         order_B = torch.arange(rows, device=true_BS.device)
         done, window = 1, 1
         while True:
-            # Rows move only if they must: each out of place takes one of the places that are wrongly held.
+            # Sort the rows by first wrong token; only rows that are out of place move.
             into_M = (wrong_B != wrong_B.sort().values).nonzero()[:, 0]
             source_M = into_M[wrong_B[into_M].argsort()]
             for held in (made_BS, wrong_B, order_B, self.pad_B1):
@@ -170,20 +170,20 @@ class Decoder(Speaker):
             wrong_B[low + bad_M] = done + first_B[bad_M]
             made_BS[low + bad_M, done + first_B[bad_M]] = guess_BQ[bad_M, first_B[bad_M]]
             done, window = end, 4 * window
-        self._go_on(made_BS, wrong, top)
+        self._decode_rest(made_BS, wrong, top)
         return torch.empty_like(made_BS).index_copy_(0, order_B, made_BS)
 
-    def _go_on(self, made_BS: Tensor, wrong: list[int], pick: Pick, *luck_BS: Tensor) -> None:
-        """Decode in `made_BS` what follows column `wrong` of each row, which ascends; rows join as it passes theirs."""
+    def _decode_rest(self, made_BS: Tensor, wrong: list[int], pick: Pick, *uniform_BS: Tensor) -> None:
+        """Decode the columns of `made_BS` after each row's column `wrong` (ascending), in place."""
         for at in range(wrong[0] + 1, made_BS.shape[1]):
             rows = bisect_left(wrong, at)
-            fed_B1 = made_BS[:rows, at - 1 : at].clamp(min=0)  # -1 where logits were NaN
+            fed_B1 = made_BS[:rows, at - 1 : at].clamp(min=0)  # -1 marks NaN logits
             hidden_B1D = self.run(fed_B1, 0, self.prompt_tokens + at - 1, keep=1)
-            [made_BS[:rows, at]] = self.head(hidden_B1D[:, 0], pick, *(luck[:rows, at] for luck in luck_BS))
+            [made_BS[:rows, at]] = self.head(hidden_B1D[:, 0], pick, *(uniform[:rows, at] for uniform in uniform_BS))
 
 
 class _Cache(Cache):
-    """Keys and values of `rows` by `tokens`, written in place: no pass copies what is there, or reads what is not."""
+    """Hold keys and values of `rows` by `tokens` in fixed memory; a pass writes in place and copies nothing."""
 
     def __init__(self, layers: int, rows: int, tokens: int) -> None:
         self.rows, self.tokens = rows, tokens
@@ -192,12 +192,12 @@ class _Cache(Cache):
         super().__init__(layers=list(self.own))
 
     def at(self, low: int, high: int, start: int) -> "_Cache":
-        """Let the next pass write rows `low` to `high` from column `start` on."""
+        """Set where the next pass writes: rows `low` to `high`, columns from `start` on; return the cache."""
         self.low, self.high, self.start = low, high, start
         return self
 
     def move(self, into_M: Tensor, source_M: Tensor, tokens: int) -> None:
-        """Copy the first `tokens` columns of rows over others."""
+        """Copy the first `tokens` columns of rows `source_M` to rows `into_M`."""
         for layer in self.own if len(into_M) else []:
             for held in (layer.keys, layer.values):
                 held[into_M, :, :tokens] = held[source_M, :, :tokens]
@@ -236,13 +236,13 @@ class _Layer(CacheLayerMixin):
 
 
 def top(logits_MV: Tensor) -> tuple[Tensor, ...]:
-    """Return the most likely token of each row, the first of equals; -1 if a logit is NaN."""
+    """Return the most likely token of each row (the first of equal ones); -1 if a logit is NaN."""
     top_M = argmax(logits_MV)
     return (top_M.masked_fill(logits_MV.gather(1, top_M[:, None])[:, 0].isnan(), -1),)
 
 
 def argmax(logits_MV: Tensor) -> Tensor:
-    """`argmax(dim=1)` (NaN is the largest). On a CPU through the maxima of blocks: torch vectorizes amax, not argmax."""
+    """Return `argmax(dim=1)` (NaN counts as largest). On a CPU it uses amax of blocks, which torch vectorizes."""
     rows, vocabulary = logits_MV.shape
     if logits_MV.device.type != "cpu" or vocabulary % _BLOCK:
         return logits_MV.argmax(dim=1)
@@ -251,8 +251,8 @@ def argmax(logits_MV: Tensor) -> Tensor:
     return block_M * _BLOCK + blocks_MKL[torch.arange(rows), block_M].argmax(dim=1)
 
 
-def is_plain(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps all keys and values of every layer, takes its cache from us and is told positions."""
+def has_plain_cache(model: PreTrainedModel) -> bool:
+    """Return whether every layer keeps all keys and values, and the model accepts a cache and position ids."""
     layers = DynamicCache(config=model.config).layers
     taken = inspect.signature(model.forward).parameters
     return (
@@ -264,6 +264,6 @@ def is_plain(model: PreTrainedModel) -> bool:
 
 
 def left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """ids_BP, and how many zeros stand before each row."""
+    """Return ids_BP and the number of padding zeros before each row."""
     ids_BP = pad_sequence(list(rows), batch_first=True, padding_side="left")
     return ids_BP, torch.tensor([ids_BP.shape[1] - len(row) for row in rows])

@@ -1,4 +1,4 @@
-"""Continuations by transformers' own `generate`: for models whose cache is not ours to write, and for logits processors.
+"""Decode with transformers' `generate`: for models with another cache than plain attention, and logits processors.
 
 Shapes: B rows of a batch, P prompt tokens, S suffix tokens, M rows and samples.
 """
@@ -14,20 +14,20 @@ from goldfish.evaluation.forward import Pick, left_padded
 from goldfish.evaluation.progress import CountTokens
 
 
-class Drawn:
-    """Leaves `generate` one token to choose: the one that was drawn."""
+class DrawnToken:
+    """Make `generate` choose the token that `draw` returns."""
 
-    def __init__(self, draw: Pick, luck_MS: Tensor) -> None:
-        self.draw, self.luck, self.at = draw, luck_MS, 0
+    def __init__(self, draw: Pick, uniform_MS: Tensor) -> None:
+        self.draw, self.uniform, self.at = draw, uniform_MS, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        (token_M,) = self.draw(scores, self.luck[:, self.at])
+        (token_M,) = self.draw(scores, self.uniform[:, self.at])
         self.at += 1
         return torch.zeros_like(scores).scatter_(1, token_M[:, None].clamp(min=0), 1.0)
 
 
-class _Watch:
-    """Notes the rows of `generate` in which a logit was NaN, and counts tokens: the prompts, then one a row and pass."""
+class _NanWatch:
+    """Record the rows in which a logit was NaN, and count tokens: the prompts, then one for each row and pass."""
 
     bad: Tensor | None = None
 
@@ -49,13 +49,13 @@ def generate(
     *processors: Any,
     **how: Any,
 ) -> Tensor:
-    """made_BS of transformers' `generate`, without the settings (penalties, end tokens) that came with the model.
+    """Return made_BS of transformers' `generate`, without the model's own settings (penalties, end tokens).
 
     Rows with NaN logits are -1.
     """
     ids_BP, pad_B = left_padded(prompts)
     mask_BP = torch.arange(ids_BP.shape[1]) >= pad_B[:, None]
-    watch, own = _Watch(count), model.generation_config
+    watch, own = _NanWatch(count), model.generation_config
     model.generation_config = GenerationConfig()
     try:
         made = cast(Any, model).generate(

@@ -1,7 +1,7 @@
-"""The three laws of Quantifying Memorization (arXiv 2202.07646): the share of extractable documents grows with the
+"""Fit the three laws of Quantifying Memorization (arXiv 2202.07646): the share of extractable documents grows with the
 logarithm of the model's size, of the repeats and of the prompt's length.
 
-Shapes: D documents, X values of what is varied, R resamples.
+Shapes: D documents, X values of the varied quantity, R resamples.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from goldfish.tools.files import read_object
 
 
 class Law(NamedTuple):
-    """A straight line through the shares at X values, against log10 of the value; points are percentage points."""
+    """Hold a line fitted to the shares at X values against log10 of the value, in percentage points."""
 
-    slope: float  # points a decade (10 x)
+    slope: float  # percentage points per decade (10 x)
     low: float  # bounds of the slope: percentile bootstrap over documents
     high: float
-    intercept: float  # points at the value 1
-    r2: float  # nan where all shares are equal
+    intercept: float  # percentage points at the value 1
+    r2: float  # nan if all shares are equal
     x_X: np.ndarray
     share_X: np.ndarray  # 0 to 1
 
     def at(self, x: np.ndarray) -> np.ndarray:
-        """Return the line's points at these values."""
+        """Return the line at these values, in percentage points."""
         return np.asarray(self.intercept + self.slope * np.log10(x))
 
 
 def bucket(repeats: int) -> int:
-    """n of the paper's bucket of repeats: 2^(n/4) <= repeats < 2^((n+1)/4). ValueError below 1."""
+    """Return n of the paper's bucket of repeats: 2^(n/4) <= repeats < 2^((n+1)/4). Raises ValueError below 1."""
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: a document that was never seen is in no bucket; leave it out")
-    return (int(repeats) ** 4).bit_length() - 1  # in whole numbers: a logarithm may round over a border
+    return (int(repeats) ** 4).bit_length() - 1  # in integers, because a logarithm may round across a border
 
 
 def middle(n: int) -> float:
@@ -52,11 +52,11 @@ def fit(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Law:
-    """Fit a law to rows of a document, the value of what is varied, and whether (or how often, 0 to 1) it was extracted.
+    """Fit a law to rows of (document, value of the varied quantity, extracted: 0 to 1).
 
-    Rows of one document at one value are averaged first (seeds), then the documents at one value; every value counts the
-    same. The bootstrap draws documents, with all their rows. ValueError: fewer than 3 different values, one that is not
-    above 0, or fewer than 2 documents.
+    Rows of one document at one value (seeds) are averaged first, then the documents at one value; every value has the
+    same weight. The bootstrap draws documents with all their rows. Raises ValueError for fewer than 3 different values,
+    a value that is not above 0, or fewer than 2 documents.
     """
     rows = pd.DataFrame(
         {"document": list(documents), "x": np.asarray(x, float), "extracted": np.asarray(extracted, float)}
@@ -75,7 +75,7 @@ def fit(
     )
     drawn_RX = count_RD @ there_DX
     at_X, is_there_RX = np.log10(x_X), drawn_RX > 0
-    with np.errstate(invalid="ignore"):  # of too few values there is no slope: nan
+    with np.errstate(invalid="ignore"):  # the slope is nan if a resample has too few values
         share_RX = np.where(is_there_RX, count_RD @ extracted_DX / drawn_RX, 0)
         mean_R = (is_there_RX @ at_X) / is_there_RX.sum(axis=1)
         away_RX = is_there_RX * (at_X - mean_R[:, None])
@@ -88,11 +88,11 @@ def fit(
 
 
 def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
-    """Return a row for each injected document, way of extracting and run at or below `paths`, of evaluations in RUN/evaluations too.
+    """Return a row for each injected document, extraction setting and run at or below `paths`.
 
-    Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures), `bucket` (its middle), `offset`, `prefix_tokens`,
-    `suffix_tokens`, `decoding`, `exact_match`. Documents that were never trained on, edited prompts and prompts without the
-    separator are left out. Raises ValueError if there is no finished run.
+    Includes evaluations in RUN/evaluations. Columns: `run`, `seed`, `parameters`, `document`, `repeats` (exposures),
+    `bucket` (its middle), `offset`, `prefix_tokens`, `suffix_tokens`, `decoding`, `exact_match`. Left out are documents
+    that were never trained on, edited prompts and prompts without separator. Raises ValueError without a finished run.
     """
     tables = []
     for path in paths:
@@ -101,7 +101,7 @@ def extracted_documents(paths: Sequence[Path]) -> pd.DataFrame:
             about = read_object(result)
             for file in [run / "extraction.parquet", *sorted(run.glob("evaluations/*/extraction.parquet"))]:
                 table = pd.DataFrame(read_rows(file))
-                table = table[table["bos"] == "document"] if "bos" in table else table  # older files have no others
+                table = table[table["bos"] == "document"] if "bos" in table else table  # older files lack the column
                 tables.append(table.assign(run=str(run), seed=about["seed"], parameters=about["parameters"]))
     if not tables:
         raise ValueError(

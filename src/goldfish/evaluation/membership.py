@@ -1,4 +1,4 @@
-"""Membership inference: was this document trained on? Scores of one document, and how well a score tells them apart.
+"""Run membership inference: score documents, and measure how well a score separates members from non-members.
 
 Shapes: S tokens of the document whose log-probability is known.
 """
@@ -15,7 +15,7 @@ from goldfish.evaluation.metrics import Row, finite
 from goldfish.evaluation.statistics import sample
 
 FALSE_POSITIVES = {"0.1%": 0.001, "1%": 0.01}
-SMALLEST_LOSS, SMALLEST_STD = 1e-7, 1e-6  # below float32's resolution: keep the ratios of certain tokens finite
+SMALLEST_LOSS, SMALLEST_STD = 1e-7, 1e-6  # below float32's resolution; they keep ratios finite where p is 1
 
 
 def scores(
@@ -30,33 +30,33 @@ def scores(
 ) -> dict[str, float]:
     """Return the scores of one document; for each, LARGER means more likely a member.
 
-    `logprob_S`: log p of its tokens (nats); `mean_S`, `std_S`: mean and standard deviation of log p over the vocabulary
-    under p; `lower_logprob`, `reference_logprob`: log p of the lower-cased text, and under a model that was not trained
-    on it (other lengths are fine: they may be tokenized otherwise). A score whose input is missing is left out.
+    `logprob_S`: log p of its tokens (nats). `mean_S`, `std_S`: mean and standard deviation of log p over the vocabulary
+    under p. `lower_logprob`: log p of the lower-cased text. `reference_logprob`: log p under a model that was not
+    trained on it. Both may have other lengths. A score whose input is missing is left out. `percents`: for min_k.
 
     | score | value |
     | --- | --- |
     | loss | mean log p (Yeom et al., arXiv 1709.01604) |
-    | zlib | mean log p / bytes of the text under zlib (Carlini et al., arXiv 2012.07805; as the released code) |
-    | lowercase | mean log p of the lower-cased text / mean log p (the same) |
-    | reference | mean log p - mean log p of the reference model: the log of the likelihood ratio, a token |
+    | zlib | mean log p / bytes of the zlib-compressed text (Carlini et al., arXiv 2012.07805; as the released code) |
+    | lowercase | mean log p of the lower-cased text / mean log p (the same paper) |
+    | reference | mean log p - mean log p of the reference model: the log of the likelihood ratio per token |
     | min_k_20 | mean of the 20 % smallest log p (Shi et al., arXiv 2310.16789) |
     | min_kpp_20 | mean of the 20 % smallest (log p - mean) / std (min-k++ %: Zhang et al., arXiv 2404.02936) |
 
-    Name the percent before looking: the best of several on the documents it is reported on is too good. ValueError
-    names `document` if it is empty, lengths differ or a number is not finite.
+    Choose the percent before you see the results: the best of several percents is biased upwards. Raises ValueError
+    that names `document` if it is empty, lengths differ or a number is not finite.
     """
     logprob = finite(logprob_S, "log-probabilities", document)
     mean, std = finite(mean_S, "means of log p", document), finite(std_S, "standard deviations of log p", document)
     if not len(logprob) == len(mean) == len(std):
         raise ValueError(
-            f"document {document!r}: {len(logprob)} log-probabilities, {len(mean)} means and {len(std)} standard deviations; "
-            "give one of each for every token"
+            f"document {document!r}: {len(logprob)} log-probabilities, {len(mean)} means and {len(std)} standard "
+            "deviations; give one of each for every token"
         )
     if not text:
-        raise ValueError(f"document {document!r}: its text is empty; zlib needs the text that the tokens were made of")
+        raise ValueError(f"document {document!r}: its text is empty; zlib needs the text of the tokens")
     if not percents or not all(0 < percent <= 100 for percent in percents):
-        raise ValueError(f"percents={list(percents)}: wanted numbers above 0 and up to 100, for example [20]")
+        raise ValueError(f"percents={list(percents)}: must be numbers above 0 and up to 100, for example [20]")
     loss = -logprob.mean()
     found = {"loss": -loss, "zlib": -loss / len(zlib.compress(text.encode()))}
     if lower_logprob is not None:
@@ -79,17 +79,17 @@ def attack(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """How well one score tells members (larger) from non-members; raise ValueError if there are none or one is not finite.
+    """Return how well one score separates members (larger) from non-members.
 
-    `auc`: probability that a member scores above a non-member, ties half (0.5 is chance). `tpr_at_0.1%`, `tpr_at_1%`:
-    the largest share of members found while at most that share of the non-members is taken for members (arXiv
-    2112.03570). Each with `_low` and `_high`: percentile bootstrap, members and non-members resampled apart. `roc`:
-    `fpr` and `tpr`, rising from 0 to 1. `members`, `non_members`: how many. `warnings`: sentences on what these numbers
-    cannot tell.
+    `auc`: probability that a member scores above a non-member, ties count half (0.5 is chance). `tpr_at_0.1%`,
+    `tpr_at_1%`: the largest share of members found at that false positive rate (arXiv 2112.03570). Each has `_low` and
+    `_high` (percentile bootstrap; members and non-members are resampled separately). `roc`: `fpr` and `tpr`, rising
+    from 0 to 1. `members`, `non_members`: their numbers. `warnings`: sentences on the limits of these numbers. Raises
+    ValueError if a sample is empty or a score is not finite.
 
-    The false positive rate moves in steps of 1 / non-members. Below one step, TPR at 0.1 % FPR is what it is at 0: the
-    share of members above EVERY non-member; and the bootstrap, which never draws a higher non-member, makes its
-    interval too narrow and leans upwards.
+    The false positive rate moves in steps of 1 / non-members. If 0.1 % is less than one step, TPR at 0.1 % FPR is the
+    share of members above EVERY non-member, as at 0 FPR. The bootstrap then gives too narrow and too high intervals,
+    because it never draws a higher non-member.
     """
     inside, outside = sample(members, "the scores of members"), sample(non_members, "the scores of non-members")
     auc, *rates = _figures(inside, outside).tolist()
@@ -115,24 +115,25 @@ def attack(
     for name, rate in FALSE_POSITIVES.items():
         if rate * len(outside) < 1:
             warnings.append(
-                f"tpr_at_{name}: with {len(outside)} non-members the false positive rate moves in steps of 1/{len(outside)} = "
-                f"{1 / len(outside):.2%}; this is the share of members above every non-member, at 0 false positives"
+                f"tpr_at_{name}: with {len(outside)} non-members the false positive rate moves in steps of "
+                f"1/{len(outside)} = {1 / len(outside):.2%}; this is the share of members above every non-member, at 0 "
+                "false positives"
             )
     if auc in (0.0, 1.0):
         warnings.append(
-            f"auc: {auc:.0f} in the sample and so in every resample; an interval without width is not certainty"
+            f"auc: {auc:.0f} in the sample and so in every resample; an interval of width 0 does not mean certainty"
         )
     return result | {"roc": _roc(inside, outside), "warnings": warnings}
 
 
 def _figures(inside: np.ndarray, outside: np.ndarray, axis: int = -1) -> np.ndarray:
-    """AUC (from the ranks, as Mann-Whitney's U) and the true positive rates, stacked in front; rows of samples."""
+    """Return AUC (from the ranks, as Mann-Whitney's U) and true positive rates, stacked on the first axis."""
     count, others = inside.shape[axis], outside.shape[axis]
     ranks = rankdata(np.concatenate([inside, outside], axis=axis), axis=axis)[..., :count]
     rows = [(ranks.mean(axis=axis) - (count + 1) / 2) / others]
     highest = np.sort(outside, axis=axis)[..., ::-1]
     for rate in FALSE_POSITIVES.values():
-        allowed = int(rate * others)  # of the non-members may be taken for members
+        allowed = int(rate * others)  # number of false positives
         rows.append((inside > highest[..., allowed, None]).mean(axis=axis))
     return np.stack(rows)
 

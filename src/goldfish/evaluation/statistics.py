@@ -1,4 +1,4 @@
-"""From numbers of documents to numbers of a sample: intervals, and extraction with n samples. N documents."""
+"""Compute confidence intervals over documents, and extraction with n samples. Shapes: N documents."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import bootstrap
 from torch import Tensor
 
-AT_ONCE = 1 << 22  # resampled values in memory together
+AT_ONCE = 1 << 22  # largest number of resampled values in memory
 
 
 def interval(
@@ -17,17 +17,15 @@ def interval(
     resamples: int = 2000,
     bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> tuple[float, float]:
-    """(low, high) of the mean of one value a document: percentile bootstrap over documents.
+    """Return (low, high), the confidence interval of the mean over documents, by percentile bootstrap.
 
-    Where all values equal one of the `bounds` of the metric, resampling would give no width at all: then the exact
-    binomial (Clopper-Pearson) interval, which holds for any metric with these bounds: 0 of 100 documents -> (0, 0.036).
-    One document between the bounds gives the bounds, or (nan, nan) without; equal values elsewhere give no width.
-    ValueError if there are no values or one is not finite.
+    If all values equal one of the metric's `bounds`, resampling would give width 0. Then the exact binomial
+    (Clopper-Pearson) interval is returned, which holds for any metric with these bounds: 0 of 100 documents ->
+    (0, 0.036). A single document between the bounds gives the bounds, or (nan, nan) if `bounds` is None. Equal values
+    between the bounds give width 0. Raises ValueError if there are no values or one is not finite.
     """
     if not 0 < level < 1:
-        raise ValueError(
-            f"level={level}: the share of intervals that hold the mean lies between 0 and 1, for example 0.95"
-        )
+        raise ValueError(f"level={level}: the confidence level must be more than 0 and less than 1, for example 0.95")
     values_N = sample(values, "the values")
     count, first = len(values_N), float(values_N[0])
     if (values_N == first).all():
@@ -51,23 +49,22 @@ def interval(
 
 
 def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: float) -> np.ndarray:
-    """bool_N: is the suffix (n, p)-discoverable, that is 1 - (1 - p_z)^n >= p (arXiv 2410.19482).
+    """Return bool_N: whether each suffix is (n, p)-discoverable, that is 1 - (1 - p_z)^n >= p (arXiv 2410.19482).
 
-    `log_p_z_N`: natural log of the probability of each whole suffix under the sampling scheme, at most 0, and -inf where it
-    cannot be drawn: that one is never discoverable; `n`: samples
-    drawn, `p`: probability that one of them is the suffix. The share of documents is the mean. Computed in
-    log space: tiny p_z and huge n are no trouble.
+    `log_p_z_N`: natural log of the probability of each whole suffix under the sampling scheme, <= 0; -inf if it cannot
+    be drawn, and then it is never discoverable. `n`: number of samples, >= 1. `p`: probability that one of them is the
+    suffix. Computed in log space, so tiny p_z and huge n are exact.
     """
     if n < 1 or not 0 < p <= 1:
         raise ValueError(
-            f"n={n}, p={p}: n is a number of samples, at least 1, and 0 < p <= 1; for example n=100, p=0.5"
+            f"n={n}, p={p}: n, the number of samples, must be at least 1, and 0 < p <= 1; for example n=100, p=0.5"
         )
     log_p_z = np.minimum(sample(log_p_z_N, "the log_p_z", or_minus_infinity=True), 0.0)
     with np.errstate(divide="ignore"):
         log_miss = np.where(log_p_z > -np.log(2), np.log(-np.expm1(log_p_z)), np.log1p(-np.exp(log_p_z)))
-        log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits a sample; -log(1 - x) is x for tiny x
-        wanted = np.log(-np.log1p(-p))
-    return np.asarray(math.log(n) + log_rate >= wanted)
+        log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits per sample; -log(1 - x) = x for tiny x
+        needed = np.log(-np.log1p(-p))
+    return np.asarray(math.log(n) + log_rate >= needed)
 
 
 def discoverable_curve(
@@ -77,7 +74,7 @@ def discoverable_curve(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """For each n its `n`, the `share` of (n, p)-discoverable documents and its interval, `low` and `high`."""
+    """Return for each n: `n`, the `share` of (n, p)-discoverable documents, and its interval `low` to `high`."""
     curve = []
     for n in ns:
         found_N = discoverable(log_p_z_N, n, p)
@@ -87,16 +84,17 @@ def discoverable_curve(
 
 
 def sample(values: Sequence[float] | np.ndarray | Tensor, what: str, or_minus_infinity: bool = False) -> np.ndarray:
-    """`values` as 1-D float64; ValueError says `what` they are if there is none or one is NaN or infinite.
+    """Return `values` as 1-D float64; raise ValueError that begins with `what` if they are empty or not finite.
 
-    `or_minus_infinity`: -inf is a value, too.
+    `or_minus_infinity`: True = -inf is allowed.
     """
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
-        raise ValueError(f"{what} have shape {values_N.shape}: wanted one number a document, at least one")
+        raise ValueError(f"{what} have shape {values_N.shape}: give one number a document, and at least one")
     bad = np.flatnonzero(~(np.isfinite(values_N) | (np.isneginf(values_N) & or_minus_infinity)))
     if len(bad):
         raise ValueError(
-            f"{what}: that of document number {bad[0]} (from 0) is {values_N[bad[0]]}; leave such documents out and say so"
+            f"{what}: that of document number {bad[0]} (from 0) is {values_N[bad[0]]}; leave such documents out and "
+            "report how many"
         )
     return values_N

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from goldfish.losses import onednn
 
-# Largest chunk of logits in bytes and in targets, and largest block of the float32 softmax in bytes, which must fit into
+# Largest chunk of logits in bytes and in targets, and largest block of the float32 softmax in bytes: it must fit into
 # the cache. Each chunk reads and writes the whole weight gradient, so larger chunks are faster: on a CPU 512 targets
 # beat 128 (by 8 % in float32, 18 % in bfloat16), but 1024 are not faster than 512.
 CPU = 40 << 20, 512, 1 << 20
@@ -52,7 +52,7 @@ def goldfish_loss(
         raise ValueError(f"hidden_BTD: must have shape (B, T, D), got {tuple(hidden_BTD.shape)}")
     if weight_VD.ndim != 2 or weight_VD.shape[1] != hidden_BTD.shape[2]:
         raise ValueError(
-            f"weight_VD: must have shape (V, D) with D = {hidden_BTD.shape[2]} as hidden_BTD, got {tuple(weight_VD.shape)}"
+            f"weight_VD: must have shape (V, D) with D = {hidden_BTD.shape[2]}, got {tuple(weight_VD.shape)}"
         )
     for name, given in (("ids_BT", ids_BT), ("keep_BT", keep_BT)):
         if given.shape != hidden_BTD.shape[:2]:
@@ -120,7 +120,7 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[chunk] = self.product(gradient_CV, self.weight_VD.T)
         if self.weight is not None and self.in_place:
-            self.weight.addmm_(gradient_CV.T, hidden_CD, beta=int(chunk.start > 0))  # beta=0: the first chunk initialises
+            self.weight.addmm_(gradient_CV.T, hidden_CD, beta=int(chunk.start > 0))  # the first chunk initialises
         elif self.weight is not None:  # summed in float32, because bfloat16 would round small contributions away
             for grad_bD, gradient_bC in zip(*_blocks(self.weight, gradient_CV.T), strict=True):
                 grad_bD += self.product(gradient_bC, hidden_CD.T)
@@ -244,7 +244,7 @@ def linear_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the sums over all chunks of a custom loss of the logits hidden @ weight.T and of a second value.
 
-    `rule(logits_CV, *rows_C)` gets a chunk's float32 logits and the matching rows of each tensor in `rows` (targets, ...).
+    `rule(logits_CV, *rows_C)` gets a chunk's float32 logits and its rows of each tensor in `rows` (targets, ...).
     It returns two scalars: the chunk's loss, by any differentiable torch code, and a value without gradient (a sum of
     weights, a count). Both sums are float32 scalars.
 

@@ -16,7 +16,7 @@ AVAILABLE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torc
 
 
 def serves(weight_NK: Tensor) -> bool:
-    """Return whether `product` accepts this matrix: dense, float32, CPU with AVX-512, `torch.backends.mkldnn` enabled."""
+    """Return whether `product` accepts this matrix: dense, float32, CPU with AVX-512, torch.backends.mkldnn enabled."""
     return (
         AVAILABLE
         and bool(torch.backends.mkldnn.enabled)

@@ -1,4 +1,4 @@
-"""Decide which targets keep their loss: `goldfish_mask` applies one mask, each mask is a class.
+"""Decide which targets keep their loss: `goldfish_mask` is the function form of the mask classes.
 
 Shapes: B rows of a batch, T tokens of a row. keep_BT: True = the token keeps its loss when it is the target.
 """

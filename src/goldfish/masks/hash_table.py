@@ -1,4 +1,4 @@
-"""Reproduce the mask of the released goldfish code bit for bit, for comparisons. Do not train with it: see the class."""
+"""Reproduce the mask of the released goldfish code bit for bit, for comparisons only: its class lists the faults."""
 
 from functools import lru_cache
 

@@ -56,9 +56,7 @@ class HashedMask:
     ) -> None:
         self.k, self.h, self.seed = checked_k(k), checked_h(h), checked_seed(seed)
         if context not in ("preceding", "inclusive"):
-            raise ValueError(
-                f"context={context!r}: must be 'preceding' (the paper) or 'inclusive' (the released code)"
-            )
+            raise ValueError(f"context={context!r}: must be 'preceding' (the paper) or 'inclusive' (the released code)")
         if first_tokens not in ("keep", "shorter"):
             raise ValueError(f"first_tokens={first_tokens!r}: must be 'keep' or 'shorter'")
         self.context, self.first_tokens, self.exempt_ids = context, first_tokens, checked_exempt(exempt_ids)
@@ -99,7 +97,7 @@ class HashedMask:
         length, own = ids_RT.shape[1], int(self.context == "inclusive")
         weight_T, unweight_T = _powers(length, ids_RT.device)
 
-        # Prefix sums of value[t] / BASE^t: sum_RT[:, t] covers the first t tokens. int64 wraps around, which is mod 2^64.
+        # Prefix sums of value[t] / BASE^t: sum_RT[:, t] covers the first t tokens. int64 overflow is the mod 2^64.
         torch.mul(ids_RT.to(torch.int64), signed(FACTORS[0]), out=hash_RT)  # type: ignore[call-overload]
         fold_(hash_RT.add_(self._token_offset), sum_RT[:, 1:]).mul_(unweight_T)
         torch.cumsum(hash_RT, dim=1, out=sum_RT[:, 1:])

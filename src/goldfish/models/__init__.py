@@ -1,1 +1,1 @@
-"""The Llama that is trained: new, or with pretrained weights; what it costs in parameters, FLOPs and memory."""
+"""Build the Llama that is trained, with new or pretrained weights, and estimate its parameters, FLOPs and memory."""

@@ -1,8 +1,7 @@
-"""What a run will take, before anything is allocated: parameters, FLOPs, memory.
+"""Estimate the parameters, FLOPs and memory of a run before anything is allocated.
 
-Everything is exact for what it counts, because the real model, optimizer and loss are run on tensors without memory
-(torch's meta device and fake tensors). Shapes: B rows of a forward pass, T tokens of a row, L layers, D hidden size,
-V vocabulary, N devices.
+The numbers are exact for what is counted, because the real model and optimizer run on tensors without memory (torch's
+meta device and fake tensors). Letters: B rows of a forward pass, T tokens of a row, L layers, D hidden size.
 """
 
 import copy
@@ -14,27 +13,27 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-Precision = Literal["32-true", "bf16-true", "bf16-mixed"]  # Lightning's names; "true": the weights have this type too
+Precision = Literal["32-true", "bf16-true", "bf16-mixed"]  # Lightning's names; "true": the weights also have this type
 OptimizerSource = Callable[[torch.nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trained numbers of a model, tied ones counted once. `embedding`: the token embeddings and an LM head of its own."""
+    """Count the trained parameters of a model, tied ones once. `embedding`: token embeddings and an untied LM head."""
 
     total: int
     embedding: int
 
     @property
     def non_embedding(self) -> int:
-        """Return what the layers hold."""
+        """Return the number of parameters outside embeddings and LM head."""
         return self.total - self.embedding
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `activations`: what the forward pass keeps for the backward pass, and the loss's gradients;
-    `checkpointed`: the same if each layer's are computed again. `problem`: why it cannot be done, then the rest is 0."""
+    """Hold the bytes on one device. `activations`: tensors kept for the backward pass, and the loss's gradients.
+    `checkpointed`: the same with activation checkpointing. `problem`: why it cannot work; if set, the rest is 0."""
 
     strategy: str
     weights: int = 0
@@ -45,13 +44,13 @@ class Memory:
     problem: str = ""
 
     def total(self, checkpointing: bool = False) -> int:
-        """Return all of it."""
+        """Return the sum in bytes."""
         activations = self.checkpointed if checkpointing else self.activations
         return self.weights + self.gradients + self.optimizer + activations
 
 
 def empty(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """Return the model on the meta device: shapes and types, no memory."""
+    """Return the model on the meta device: shapes and types without memory."""
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
         torch.nn.Module.to(model, dtype)
@@ -59,7 +58,7 @@ def empty(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> LlamaForCa
 
 
 def parameters(config: LlamaConfig) -> Parameters:
-    """Count the model's parameters by arithmetic, so that no size is too large to be told."""
+    """Count the model's parameters by arithmetic, which works for any size."""
     hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads or 1
     head = config.head_dim or hidden // heads
     attention = 2 * hidden * head * (heads + kv_heads) + config.attention_bias * (
@@ -72,10 +71,10 @@ def parameters(config: LlamaConfig) -> Parameters:
 
 
 def flops_per_token(config: LlamaConfig, sequence_length: int) -> int:
-    """Model FLOPs of forward and backward pass for one token: 6 per weight of a matrix product + 12 L D T of attention.
+    """Return the model FLOPs of forward and backward pass for a token: 6 per matrix weight + 12 L D T for attention.
 
-    PaLM (arXiv 2204.02311, appendix B): attention counts as if it were not causal, the LM head for every token, and
-    nothing that is computed twice; so they are the FLOPs of "model FLOPs utilisation".
+    They are the FLOPs of "model FLOPs utilisation" (PaLM, arXiv 2204.02311, appendix B): attention counts as not
+    causal, the LM head counts for every token, and recomputation does not count.
     """
     model = empty(config)
     matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
@@ -85,7 +84,7 @@ def flops_per_token(config: LlamaConfig, sequence_length: int) -> int:
 
 
 def optimizer_bytes(optimizer: OptimizerSource, model: LlamaForCausalLM) -> int:
-    """Return bytes of the optimizer's state after a step; `model` is on the meta device."""
+    """Return the bytes of the optimizer's state after a step; `model` is on the meta device."""
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     made = optimizer(model)
@@ -94,15 +93,15 @@ def optimizer_bytes(optimizer: OptimizerSource, model: LlamaForCausalLM) -> int:
 
 
 def activation_bytes(config: LlamaConfig, rows: int, sequence_length: int, precision: Precision) -> tuple[int, int]:
-    """Return bytes that wait for the backward pass: of all layers, and with each layer's activations computed again.
+    """Return the bytes kept for the backward pass, without and with activation checkpointing.
 
-    What autograd saves is counted while two small models do their forward pass on fake tensors; a layer more is their
-    difference. Attention is torch's fused one. The loss (goldfish.losses.linear_loss) keeps no logits: its gradients wait, of
-    the hidden states and, in float32, of the LM head.
+    Models of one and two layers run on fake tensors while the tensors that autograd saves are counted; the difference
+    is one layer. Attention is torch's fused one. The loss (goldfish.losses.linear_loss) keeps no logits, only the
+    gradients of the hidden states and, in float32, of the LM head.
     """
     one, two = (_saved_bytes(config, layers, rows, sequence_length, precision) for layers in (1, 2))
     layer, rest = two - one, 2 * one - two
-    itemsize = 2 if precision == "bf16-true" else 4  # of what goes from layer to layer
+    itemsize = 2 if precision == "bf16-true" else 4  # of the hidden states between layers
     inputs = config.num_hidden_layers * rows * sequence_length * config.hidden_size * itemsize
     hidden = rows * sequence_length * config.hidden_size * (4 if precision == "32-true" else 2)
     rest += hidden + 4 * config.vocab_size * config.hidden_size
@@ -110,11 +109,11 @@ def activation_bytes(config: LlamaConfig, rows: int, sequence_length: int, preci
 
 
 def _saved_bytes(config: LlamaConfig, layers: int, rows: int, sequence_length: int, precision: Precision) -> int:
-    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and training needs none of it
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imported here: slow, and training does not need it
 
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
-    saved: dict[int, Tensor] = {}  # storages are alive as long as their tensors, so their addresses differ
+    saved: dict[int, Tensor] = {}  # keeps the tensors alive, so that no two storages get the same address
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage()._cdata] = tensor
@@ -131,7 +130,7 @@ def _saved_bytes(config: LlamaConfig, layers: int, rows: int, sequence_length: i
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 hidden_BTD = body.embed_tokens(ids_BT)
                 angles = body.rotary_emb(hidden_BTD, position_ids=torch.arange(sequence_length)[None])
-                for layer in body.layers:  # not body(ids_BT): on fake tensors it makes a mask, and fused attention none
+                for layer in body.layers:  # body(ids_BT) would build an attention mask for fake tensors
                     hidden_BTD = layer(hidden_BTD, attention_mask=None, position_embeddings=angles)
                 body.norm(hidden_BTD)
             own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -149,10 +148,10 @@ def memory(
     micro_batch_size: int | None,
     sequence_length: int,
 ) -> list[Memory]:
-    """Return bytes on each device for the strategies: one device, and `devices` of them working together.
+    """Return the memory on each device for every strategy, on a single device and on `devices` devices.
 
     `batch_size`: rows of a step over all devices; `micro_batch_size`: rows of a forward pass on one (None = its share).
-    Not counted: the allocator's holes, buffers of communication but DDP's, a chunk of the loss's logits.
+    Not counted: fragmentation, communication buffers except DDP's, one chunk of the loss's logits.
     """
     share = max(1, batch_size // devices)
     shared, alone = (min(rows, micro_batch_size or rows) for rows in (share, batch_size))
@@ -162,7 +161,7 @@ def memory(
     ddp = activation_bytes(config, shared, sequence_length, precision)
     found = [
         Memory("single", weights, weights, state, *activation_bytes(config, alone, sequence_length, precision)),
-        Memory("ddp", weights, 2 * weights, state, *ddp),  # gradients lie in its buckets too
+        Memory("ddp", weights, 2 * weights, state, *ddp),  # DDP's buckets hold the gradients a second time
         _fsdp("fsdp, fsdp2", config, optimizer, precision, devices, shared, sequence_length),
         *_deepspeed(config, optimizer, precision, devices, shared, sequence_length),
     ]
@@ -170,7 +169,7 @@ def memory(
     for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if getattr(config, key) % devices:
             return [*found, Memory(name, problem=f"{key}={getattr(config, key)} is no multiple of {devices}")]
-        setattr(part, key, getattr(config, key) // devices)  # the head's size stays, as the rest outside the layers
+        setattr(part, key, getattr(config, key) // devices)  # the head size and all outside the layers is not split
     return [*found, _fsdp(name, part, optimizer, precision, 1, alone, sequence_length)]
 
 
@@ -183,7 +182,7 @@ def _fsdp(
     rows: int,
     sequence_length: int,
 ) -> Memory:
-    """Return all in shards, and what is whole at a time; under bf16-mixed that is bfloat16, and so are the activations."""
+    """Estimate FSDP: all sharded, plus the gathered weights. Under bf16-mixed these and activations are bfloat16."""
     model = empty(config, torch.bfloat16 if precision == "bf16-true" else torch.float32)
     weights, state = _tensor_bytes(list(model.parameters())), optimizer_bytes(optimizer, model)
     compute: Precision = "32-true" if precision == "32-true" else "bf16-true"
@@ -200,9 +199,9 @@ def _deepspeed(
     rows: int,
     sequence_length: int,
 ) -> list[Memory]:
-    """ZeRO (arXiv 1910.02054): the state, then gradients, then weights in shards.
+    """Estimate ZeRO (arXiv 1910.02054): stage 1 shards the optimizer state, 2 also gradients, 3 also weights.
 
-    The state is float32, with a float32 copy of the weights; bf16-mixed holds weights and gradients as bf16-true does.
+    The state is float32, with a float32 copy of the weights. bf16-mixed stores weights and gradients in bfloat16.
     """
     compute: Precision = "32-true" if precision == "32-true" else "bf16-true"
     total = sum(parameter.numel() for parameter in empty(config).parameters())
@@ -215,7 +214,7 @@ def _deepspeed(
 
 
 def _gathered(config: LlamaConfig, precision: Precision) -> int:
-    """Return bytes of weights that are whole at a time: all outside the layers, one layer, and the next on its way."""
+    """Return the bytes of gathered weights: all outside the layers, the current layer and the prefetched next one."""
     model = empty(config, torch.float32 if precision == "32-true" else torch.bfloat16)
     layer = _tensor_bytes(list(model.model.layers[0].parameters()))
     return _tensor_bytes(list(model.parameters())) - (config.num_hidden_layers - 2) * layer
@@ -226,7 +225,7 @@ def _share(size: int, devices: int) -> int:
 
 
 def _tensor_bytes(found: Any) -> int:
-    """Return bytes of all tensors in nested dicts and lists."""
+    """Return the bytes of all tensors in nested dicts and lists."""
     if isinstance(found, Tensor):
         return found.numel() * found.itemsize
     if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The Llama that is trained: from a configuration, or with pretrained weights of a folder or a package."""
+"""Build the Llama that is trained: from a configuration, or with pretrained weights from a folder."""
 
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
@@ -14,9 +14,9 @@ from goldfish.tools.files import FileError, read_object
 
 
 class LlamaSource(Protocol):
-    """Makes the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown.
+    """Build the model once the tokenizer is known. `max_length`: longest sequence in tokens, None if unknown.
 
-    `config` is the model's without its weights: nothing is read or allocated but numbers.
+    `config` returns the model's configuration without reading or allocating weights.
     """
 
     max_length: int | None
@@ -27,12 +27,12 @@ class LlamaSource(Protocol):
 
 
 class LlamaFromConfig:
-    """A Llama with fresh weights.
+    """Build a Llama with random weights.
 
-    `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP,
-    `tie_embeddings`: the LM head is the embedding matrix, `rope_theta`, `norm_eps`: added to the variance in the norms,
-    `max_length`: longest sequence in tokens, `dropout`: share of attention weights, and of the outputs of embedding,
-    attention and MLP, that are set to zero in training.
+    `hidden_size` (D), `layers`, `heads`, `kv_heads` (None = heads), `intermediate_size` of the gated MLP.
+    `tie_embeddings`: True = the LM head is the embedding matrix. `rope_theta`: base of the rotary embeddings.
+    `norm_eps`: added to the variance in the norms. `max_length`: longest sequence in tokens. `dropout`: probability, in
+    training, to zero an attention weight or an output of embedding, attention or MLP.
     """
 
     @checked
@@ -51,12 +51,12 @@ class LlamaFromConfig:
     ) -> None:
         if hidden_size % (2 * heads):
             raise ValueError(
-                f"hidden_size={hidden_size}: must be a multiple of 2 x heads={heads}, since rotary embeddings turn a head's "
-                f"numbers in pairs; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
+                f"hidden_size={hidden_size}: must be a multiple of 2 x heads={heads}, because rotary embeddings rotate "
+                f"pairs of a head's numbers; type model.hidden_size={-(-hidden_size // (2 * heads)) * 2 * heads}"
             )
         if heads % (kv_heads or heads):
             raise ValueError(
-                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for one a head"
+                f"kv_heads={kv_heads}: must divide heads={heads}; type model.kv_heads=1, or null for as many as heads"
             )
         self.max_length: int | None = max_length
         self._dropout = dropout
@@ -80,11 +80,11 @@ class LlamaFromConfig:
         return LlamaConfig(**self._config, **ids, vocab_size=vocab_size)
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-        """Return the model on the CPU in float32, its weights a function of `seed`."""
+        """Return the model on the CPU in float32. The weights are a function of `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = LlamaForCausalLM(self.config(vocab_size, separator_id))
-        if self._dropout:  # transformers' Llama knows that of attention weights only
+        if self._dropout:  # transformers' Llama has dropout for attention weights only
             outputs = [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp)]
             for part in (model.model.embed_tokens, *outputs):
                 part.register_forward_hook(lambda part, _, out: F.dropout(out, self._dropout, part.training))
@@ -92,9 +92,9 @@ class LlamaFromConfig:
 
 
 class LlamaFromPretrained:
-    """A Llama whose weights are loaded from a Hugging Face folder (safetensors only).
+    """Load a Llama from a Hugging Face folder (safetensors only).
 
-    `path`: the folder; a relative path is looked up from where the command was typed.
+    `path`: the folder; a relative path starts at the directory where the command was typed.
     """
 
     def __init__(self, path: str) -> None:
@@ -105,11 +105,11 @@ class LlamaFromPretrained:
             )
         config = read_object(self.path / "config.json")
         if config.get("model_type") != "llama":
-            raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; wanted a Llama")
+            raise ValueError(f"path={path!r}: holds a {config.get('model_type')!r} model; give a folder with a Llama")
         self.max_length: int | None = config.get("max_position_embeddings")
         if not isinstance(self.max_length, int | None):
             raise FileError(
-                f"{self.path / 'config.json'}: max_position_embeddings={self.max_length!r:.40} is no whole number"
+                f"{self.path / 'config.json'}: max_position_embeddings={self.max_length!r:.40} must be an integer"
             )
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
@@ -123,11 +123,11 @@ class LlamaFromPretrained:
         return config
 
     def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
-        """Return the model on the CPU in float32, whatever the files' type; raise ValueError if its vocabulary is too small."""
+        """Return the model on the CPU in float32, whatever type the files have. Raises ValueError as `config` does."""
         model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
         return cast(LlamaForCausalLM, model)
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:
-    """Return number of trained parameters, tied weights counted once."""
+    """Return the number of trained parameters; tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

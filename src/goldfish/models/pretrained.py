@@ -1,7 +1,7 @@
-"""Hugging Face folders: model and tokenizer are read whole, or refused in a sentence that names the folder.
+"""Load model and tokenizer from Hugging Face folders, or refuse with one sentence that names the folder.
 
-Only safetensors are read, and no code of a folder is run. Safetensors have no checksum: a flipped bit inside a weight is
-another weight.
+Only safetensors are read, and no code from a folder is run. Safetensors have no checksum, so a flipped bit inside a
+weight is not detected.
 """
 
 import math
@@ -29,10 +29,10 @@ def load_config(folder: Path | str, **options: Any) -> PretrainedConfig:
 
 
 def load_model(folder: Path | str, config: PretrainedConfig | None = None, **options: Any) -> Any:
-    """Return the causal language model of a folder; `options` as of `from_pretrained`, such as dtype.
+    """Return the causal language model of a folder; `options` go to `from_pretrained` (such as dtype).
 
-    FileError if a weight is missing, has another shape, or does not belong to the configuration: transformers would fill
-    a missing one with random numbers.
+    Raises FileError if a weight is missing, has another shape, or does not belong to the configuration. transformers
+    would fill a missing weight with random numbers.
     """
     folder = Path(folder)
     config = load_config(folder) if config is None else config
@@ -57,7 +57,7 @@ def load_model(folder: Path | str, config: PretrainedConfig | None = None, **opt
 
 
 def load_tokenizer(folder: Path | str, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder; raise FileError if there is none, or a damaged one."""
+    """Return the tokenizer of a folder; raise FileError if it is missing or damaged."""
     folder = Path(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
@@ -66,12 +66,12 @@ def load_tokenizer(folder: Path | str, **options: Any) -> PreTrainedTokenizerBas
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-        tokenizer("a")  # some damage shows only in use
+        tokenizer("a")  # some damage raises only when the tokenizer is used
     return tokenizer
 
 
 def _check_size(folder: Path, config: PretrainedConfig) -> None:
-    """Raise FileError if the configuration describes a larger model than the files hold, before memory is taken for it."""
+    """Raise FileError if the configuration describes a larger model than the files hold, before memory is allocated."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with reading(file, "a safetensors file", _ADVICE), safe_open(file, "pt") as content:
@@ -81,9 +81,9 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
                 shapes[name] = tuple(content.get_slice(name).get_shape())
     tensors, held = len(shapes), sum(math.prod(shape) for shape in shapes.values())
     if not tensors:
-        raise FileError(f"{folder}: no weights there (*.safetensors){_ADVICE}")
+        raise FileError(f"{folder}: holds no weights (*.safetensors){_ADVICE}")
     if getattr(config, "quantization_config", None) is not None:
-        return  # several weights may lie in one number
+        return  # one stored number may hold several weights
     layers = getattr(config, "num_hidden_layers", 0)
     if layers > tensors:
         raise FileError(f"{folder}: config.json describes {layers} layers, the files hold {tensors} tensors{_ADVICE}")
@@ -97,6 +97,6 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
     for name, weight in model.state_dict().items():
         if shapes.get(name, tuple(weight.shape)) != tuple(weight.shape):
             raise FileError(
-                f"{folder}: {name} is of shape {shapes[name]}, and by config.json of {tuple(weight.shape)}; they do not belong "
-                f"together{_ADVICE}"
+                f"{folder}: {name} has shape {shapes[name]}, but by config.json {tuple(weight.shape)}; they do not "
+                f"belong together{_ADVICE}"
             )

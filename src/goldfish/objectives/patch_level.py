@@ -22,9 +22,9 @@ from goldfish.objectives.next_token import NextToken
 class PatchLevel(Objective):
     """Train a share `lambda_` of the steps on patches, the rest on tokens with a fresh optimizer and schedule.
 
-    `patch_size` (K): tokens of a patch. Data rows have K x T tokens: T patches in stage 0, K rows of T tokens in stage 1.
+    `patch_size` (K): tokens of a patch. Data rows have K x T tokens: T patches in stage 0, K rows of T in stage 1.
     The mask is computed on the whole row; dropped tokens still enter their patch's mean but are no targets. The first
-    patch of a row (stage 0) and the first token of each of its K rows (stage 1) have no context, so they are no targets.
+    patch of a row (stage 0) and the first token of each of its K rows (stage 1) have no context: they are no targets.
     The paper: K = 4, lambda = 2/3. The first step raises ValueError if K does not divide the row length.
     """
 

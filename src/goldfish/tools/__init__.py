@@ -1,1 +1,1 @@
-"""Files, terminal, threads and optional packages: what every other room uses and no study changes."""
+"""Read files, print to the terminal, set threads, check optional packages: helpers that every other folder uses."""

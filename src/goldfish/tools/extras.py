@@ -1,4 +1,4 @@
-"""Packages that only some settings need: the extras of pyproject.toml. CONTRIBUTING.md lists them."""
+"""Check for packages that only some settings need: the extras of pyproject.toml, listed in CONTRIBUTING.md."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 def install(extra: str, *without_dependencies: str) -> str:
     """Return the command that installs an extra.
 
-    `without_dependencies`: packages that `make EXTRA` adds without what they depend on, which goldfish never imports.
+    `without_dependencies`: packages that `make EXTRA` installs without their dependencies, as goldfish needs none.
     """
     command = f'pip install "goldfish[{extra}]"'
     if without_dependencies:
@@ -17,7 +17,7 @@ def install(extra: str, *without_dependencies: str) -> str:
 
 
 def require(setting: str, command: str, *modules: str) -> None:
-    """Raise ValueError unless all `modules` are installed. `setting`: what needs them; `command`: what installs them."""
+    """Raise ValueError unless all `modules` are installed. `setting`: who needs them; `command`: what installs them."""
     if missing := [module for module in modules if find_spec(module) is None]:
         raise ValueError(f"{setting} needs packages that are not installed ({', '.join(missing)}); type: {command}")
 

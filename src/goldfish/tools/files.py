@@ -1,7 +1,7 @@
-"""Files that others wrote, or that were damaged: read so that every error is one sentence that names the file.
+"""Read files that may be foreign or damaged; every error is one sentence that names the file.
 
-Nothing is executed that a file holds. A line ends at "\\n" and nowhere else: JSON leaves U+2028, U+0085 and their kind as
-they are, at which `str.splitlines` would cut a text in two.
+Nothing in a file is executed. Lines end at "\\n" only: `str.splitlines` would also split at characters such as U+2028
+and U+0085, which JSON allows inside a text.
 """
 
 import codecs
@@ -19,25 +19,25 @@ from typing import IO, Any
 
 import yaml
 
-MOST_LINE = 1 << 28  # bytes of a line of JSON Lines; a file without line breaks must not fill the memory
-PARQUET: dict[str, Any] = dict(pre_buffer=False, page_checksum_verification=True)  # how Parquet is read
-MOST_VALUES = 100_000  # of a YAML file; aliases of aliases make billions of a few lines
-# Control characters but tab and line feed, line separators, what reorders text (bidi), half surrogates.
+MOST_LINE = 1 << 28  # largest line of JSON Lines in bytes, so that a file without line breaks cannot fill the memory
+PARQUET: dict[str, Any] = dict(pre_buffer=False, page_checksum_verification=True)  # options for every Parquet reader
+MOST_VALUES = 100_000  # largest number of values in a YAML file; nested aliases expand a few lines to billions
+# Control characters except tab and line feed, line separators, bidirectional control characters, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _ONE_OBJECT = "; every line must be one JSON object. For a file that is one JSON array type: jq -c '.[]' FILE > NEW"
 
 
 class FileError(ValueError):
-    """A file or folder is not what it should be; the message names it and says what is wrong."""
+    """Report that a file or folder is damaged or of the wrong kind; the message names it and says what is wrong."""
 
 
 def safe(text: str) -> str:
-    """Return the text with every character escaped that a terminal obeys instead of showing; line feeds and tabs stay."""
+    """Return the text with control characters escaped, except line feeds and tabs."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether the text can be written as UTF-8: half a surrogate pair, which JSON can spell, cannot."""
+    """Return whether the text can be written as UTF-8. A lone surrogate, which JSON can express, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -47,7 +47,7 @@ def is_encodable(text: str) -> bool:
 
 @contextmanager
 def reading(path: Path | str, kind: str, advice: str = "") -> Iterator[None]:
-    """Turn whatever a library raises while it reads `path` as a `kind` into a FileError; a lack of memory stays one."""
+    """Turn any error of a library that reads `path` as a `kind` into a FileError, except a lack of memory or disk."""
     try:
         yield
     except FileError:
@@ -61,7 +61,7 @@ def reading(path: Path | str, kind: str, advice: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says in its first line, at most 300 characters."""
+    """Return the first line of an exception's message, at most 300 characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -70,9 +70,9 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Yield the bytes of a file, decompressed if its name ends in .gz.
+    """Open a file for reading bytes, decompressed if its name ends in .gz.
 
-    What goes wrong while it is read is a FileError that names the file, and for text that is not UTF-8 the byte.
+    Raises FileError that names the file if reading fails; for text that is not UTF-8 it also gives the byte's position.
     """
     try:
         opening: Any = gzip.open if path.suffix == ".gz" else open
@@ -85,8 +85,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     except UnicodeDecodeError as error:
         raise FileError(
             f"{path}: not UTF-8 text ({error.reason} at byte {_first_invalid(path)}); if it is Latin-1, type: "
-            f"iconv -f LATIN1 -t UTF-8 FILE > NEW (of UTF-16: -f UTF-16); a file of mixed encodings must be mended first, "
-            f"or cut to UTF-8 with: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+            f"iconv -f LATIN1 -t UTF-8 FILE > NEW (for UTF-16: -f UTF-16); for mixed encodings repair the file first, "
+            f"or drop the invalid bytes with: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
         ) from error
 
 
@@ -104,13 +104,13 @@ def _first_invalid(path: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, a byte order mark left out; raise FileError if it is none."""
+    """Return the text of a UTF-8 file without byte order mark; raise FileError if it is not UTF-8."""
     with opened(path) as stream:
         return stream.read().decode("utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file; raise FileError if it holds none."""
+    """Return the value in a JSON file; raise FileError if the file is not JSON."""
     return parse_json(read_text(path), str(path))
 
 
@@ -118,12 +118,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raise FileError if it holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise FileError(f"{path}: holds a {type(value).__name__}, wanted a JSON object")
+        raise FileError(f"{path}: holds a {type(value).__name__}, must hold a JSON object")
     return value
 
 
 def parse_json(text: str, where: str, advice: str = "") -> Any:
-    """Return the value of a JSON text; FileError, which begins with `where`, if it is none."""
+    """Return the value of a JSON text; otherwise raise FileError, whose message begins with `where`."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -131,14 +131,14 @@ def parse_json(text: str, where: str, advice: str = "") -> Any:
         raise FileError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}: {found!r}){advice}") from error
     except RecursionError as error:
         raise FileError(f"{where}: JSON nested too deeply") from error
-    except ValueError as error:  # a whole number of more digits than Python reads
+    except ValueError as error:  # an integer with more digits than Python converts
         raise FileError(f"{where}: not JSON that can be read ({reason(error)})") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of each line of a JSON Lines file (.gz too), one in memory at a time; blank lines are skipped.
+    """Yield number (from 1) and object of each line of a JSON Lines file (.gz too), without blank lines.
 
-    FileError names the file, the line, and shows what is wrong there.
+    Memory holds one line. Raises FileError that names the file and the line, and quotes its wrong part.
     """
     with opened(path) as stream:
         number = 0
@@ -152,42 +152,40 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             value = parse_json(text, where, _ONE_OBJECT)
             if not isinstance(value, dict):
-                raise FileError(
-                    f"{where}: a JSON {type(value).__name__}, and not an object: {text[:60]!r}{_ONE_OBJECT}"
-                )
+                raise FileError(f"{where}: a JSON {type(value).__name__}, not an object: {text[:60]!r}{_ONE_OBJECT}")
             yield number, value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of plain values, such as a frozen configuration; raise FileError if it holds anything else."""
+    """Return the mapping in a YAML file of plain values (a frozen configuration); raise FileError if it is none."""
     return parse_yaml(read_text(path), str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Return the mapping of a YAML text of plain values; FileError, which begins with `where`, if it is none."""
+    """Return the mapping of a YAML text of plain values; otherwise raise FileError that begins with `where`."""
     try:
         value = yaml.safe_load(text)
-        _count(value, MOST_VALUES)
+        _check_values(value, MOST_VALUES)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())[:200] if not isinstance(error, RecursionError) else "nested too deeply"
-        raise FileError(f"{where}: not YAML of plain values ({told})") from error
+        cause = " ".join(str(error).split())[:200] if not isinstance(error, RecursionError) else "nested too deeply"
+        raise FileError(f"{where}: not YAML of plain values ({cause})") from error
     if not isinstance(value, dict):
-        raise FileError(f"{where}: holds a {type(value).__name__}, wanted keys and values")
+        raise FileError(f"{where}: holds a {type(value).__name__}, must hold keys and values")
     return value
 
 
-def _count(value: Any, left: int) -> int:
-    """Return how many more values there may be; raise ValueError if there are more, or one that JSON does not know."""
+def _check_values(value: Any, left: int) -> int:
+    """Return `left` minus the values counted; raise ValueError if that is below 0, or if JSON has no such value."""
     if left < 1:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError(f"the key {next(key for key in value if not isinstance(key, str))!r:.40} is no text")
+            raise ValueError(f"the key {next(key for key in value if not isinstance(key, str))!r:.40} is not a string")
         value = list(value.values())
     if isinstance(value, list):
         left -= 1
         for part in value:
-            left = _count(part, left)
+            left = _check_values(part, left)
         return left
     if not isinstance(value, str | int | float | bool | None):
         raise ValueError(f"{value!r:.40} is a {type(value).__name__}")
@@ -195,7 +193,7 @@ def _count(value: Any, left: int) -> int:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; raise FileError if it has not these columns, or a row has not as many fields as the first."""
+    """Return the rows of a CSV file; raise FileError if a column is missing or a row has too few or too many fields."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         if missing := set(columns) - set(rows.fieldnames or ()):
@@ -203,7 +201,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         found = []
         for row in rows:
             if None in row or None in row.values():
-                raise FileError(f"{path}, line {rows.line_num}: not as many fields as columns; the file was damaged")
+                raise FileError(f"{path}, line {rows.line_num}: not as many fields as columns; the file is damaged")
             found.append(row)
     except csv.Error as error:
         raise FileError(f"{path}, line {rows.line_num}: not CSV ({error})") from error

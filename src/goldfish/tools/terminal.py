@@ -1,4 +1,4 @@
-"""What is printed for people: texts of others are shown, never obeyed, neither as markup nor as control characters."""
+"""Print to the terminal so that foreign text cannot act as markup or as control characters."""
 
 import sys
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from goldfish.tools.files import safe
 
 
 class Console(rich.console.Console):
-    """A console that reads no markup and no emoji names in texts, and shows the control characters in them escaped.
+    """Print with rich, but without interpreting markup or emoji names, and with control characters escaped.
 
-    Run names, document ids, error messages and logs may hold anything; rich removes five control characters only.
+    Run names, document ids, error messages and logs may hold anything; rich removes only five control characters.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:  # type: ignore[override]
-        """Everything that is printed comes through here; segments of control codes are rich's own."""
+        """Escape the text of every printed segment; the control codes in other segments are rich's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=safe(segment.text))
 

@@ -1,1 +1,1 @@
-"""Training: the LightningModule, its optimizers, callbacks and devices."""
+"""Train a model: the LightningModule, its optimizers, callbacks and strategies."""

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the exposure ledger, progress, memorization over time, stopping cleanly."""
+"""Lightning callbacks: record exposures, report progress, measure memorization, save checkpoints and stop cleanly."""
 
 import logging
 import time
@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Exposure(NamedTuple):
-    """A document was trained on: at `step` by the share `rank` of the devices, in the run's row `row`, `length` tokens from token `offset` on.
+    """Record that a document was trained on once.
 
-    `dropped`: bit t of `np.unpackbits` is 1 if the mask dropped the document's token t as a target.
+    `step` (from 0) and `rank` (data-parallel share): when and where. `row`: number of the row in the run; the document
+    is `length` tokens from token `offset` on. `dropped`: bit t (np.unpackbits) is 1 if the mask dropped its token t.
     """
 
     document: int
@@ -42,9 +43,9 @@ class Exposure(NamedTuple):
 
 
 class Ledger(pl.Callback):
-    """Records each exposure when its batch has been trained on.
+    """Record each exposure after its batch has been trained on.
 
-    The records travel in the checkpoint, so a resumed run's ledger holds every step once.
+    The records are saved in the checkpoint, so the ledger of a resumed run holds every step once.
     """
 
     def __init__(self) -> None:
@@ -69,13 +70,13 @@ class Ledger(pl.Callback):
         if trainer.world_size > 1:
             fresh = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(fresh, self._fresh)
-        once = {record for part in fresh for record in part}  # tensor-parallel processes have the same ones
+        once = {record for part in fresh for record in part}  # tensor-parallel processes hold the same records
         self.records += sorted(once, key=lambda record: (record.step, record.row))
         self._fresh = []
         return self.records
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the records into the checkpoint as plain tensors (Lightning calls this on every rank)."""
+        """Add the records to the checkpoint as plain tensors. Lightning calls this on every rank."""
         records = self.gather(trainer)
         numbers = torch.tensor([record[:-1] for record in records], dtype=torch.int64).view(
             -1, len(Exposure._fields) - 1
@@ -84,7 +85,7 @@ class Ledger(pl.Callback):
         checkpoint["goldfish_ledger"] = {"numbers": numbers, "dropped": bits}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the records of the steps before the checkpoint."""
+        """Restore the records of the steps before the checkpoint."""
         saved = checkpoint["goldfish_ledger"]
         dropped, start = saved["dropped"].numpy().tobytes(), 0
         self.records, self._fresh = [], []
@@ -95,7 +96,7 @@ class Ledger(pl.Callback):
 
 
 class Progress(pl.Callback):
-    """Tells `report` how far training is, at most twice a second: step, steps, loss, tokens_per_s, seconds_left."""
+    """Call `report` at most twice a second with step, steps, loss, tokens_per_s and seconds_left."""
 
     def __init__(self, report: Callable[..., None], tokens_per_step: int, steps: int) -> None:
         self.report, self.tokens_per_step, self.steps = report, tokens_per_step, steps
@@ -103,7 +104,7 @@ class Progress(pl.Callback):
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock, and log what trains where."""
+        """Start the clock, and log device, processes, threads and precision."""
         self._start = (time.perf_counter(), trainer.global_step)
         processes, threads = trainer.world_size, torch.get_num_threads()
         logger.info(
@@ -115,7 +116,7 @@ class Progress(pl.Callback):
         logger.info("%s %s, of %s tokens each", begin, f"{self.steps:,}", f"{self.tokens_per_step:,}")
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log how far training came."""
+        """Log the number of trained steps and the time."""
         seconds = time.perf_counter() - self._start[0]
         logger.info("trained %d of %d steps; %.1f s since the start", trainer.global_step, self.steps, seconds)
 
@@ -137,10 +138,10 @@ class Progress(pl.Callback):
 
 
 class Memorization(pl.Callback):
-    """Logs how much of the injected and the never-seen documents the model holds, every `every` steps.
+    """Log the memorization of the injected and the never-seen documents every `every` steps.
 
-    One teacher-forced pass: memorization/exact_match is what greedy extraction would find, memorization/token_accuracy
-    the share of suffix tokens that are the most likely ones given the true text before them.
+    Needs one teacher-forced pass. memorization/exact_match equals the result of greedy extraction.
+    memorization/token_accuracy is the share of suffix tokens that are the most likely ones given the true text before.
     """
 
     def __init__(self, prepared: Prepared, settings: Extraction, every: int) -> None:
@@ -164,43 +165,43 @@ class Memorization(pl.Callback):
         module.log_now(metrics)
 
 
-class Saving(Checkpoint):
-    """Writes the checkpoint `path`: after every `every`-th step, after the last one, and when `requested()` becomes true.
+class SaveCheckpoint(Checkpoint):
+    """Write the checkpoint `path` after every `every`-th step, after the last step, and once `requested()` is True.
 
-    The checkpoint of a step after which a validation is due is written after that validation: a run that continues from
-    it would lack it. Of a run that EarlyStopping ends, no checkpoint is written at that step: a run that continues from
-    it would train on.
+    If a validation is due after the step, the checkpoint is written after that validation; otherwise a resumed run
+    would skip it. When EarlyStopping ends the run, no checkpoint is written at that step; otherwise a resumed run would
+    continue training.
     """
 
     def __init__(self, path: Path, every: int, requested: Callable[[], bool]) -> None:
         self.path, self.every, self.requested = path, every, requested
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        """Make the folder."""
+        """Create the checkpoint's folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save if it is time, unless Lightning validates first."""
+        """Save if a checkpoint is due, unless a validation comes first."""
         if not trainer.enable_validation or (batch_idx + 1) % (trainer.val_check_batch or 1):
             self._save(trainer, module)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Save if it is time; the module's val/loss and EarlyStopping's count are those of this validation."""
+        """Save if a checkpoint is due; it includes this validation's val/loss and EarlyStopping's count."""
         if not trainer.sanity_checking and not trainer.should_stop:
             self._save(trainer, module)
 
     def _save(self, trainer: pl.Trainer, module: Any) -> None:
-        """Save if it is time. Raise `Interrupted` on all devices, with all saved, if one of them was asked to stop.
+        """Save if a checkpoint is due. If one device was asked to stop, save and raise `Interrupted` on all devices.
 
-        The last step's checkpoint is written before Lightning ends its epoch: a longer run that continues from it would
-        otherwise find the epoch done, and train no further.
+        The last step's checkpoint is written before Lightning ends the epoch. Otherwise a longer run that continues
+        from it would find the epoch finished and not train.
         """
         stop = self.requested()
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         is_last = trainer.global_step >= trainer.max_steps
         if is_last:
-            module.on_train_end()  # the last validation, unless it was just done; Lightning's own call then does nothing
+            module.on_train_end()  # runs the last validation if it is due; Lightning's own call then does nothing
         if is_last or stop or trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
         if stop and not is_last:
@@ -208,9 +209,9 @@ class Saving(Checkpoint):
 
 
 def stoppable(report: Callable[..., None], requested: Callable[[], bool]) -> Callable[..., None]:
-    """Like `report(state=message, ...)`, for the work before and after training: `Interrupted` once `requested()`.
+    """Return an `on_progress` that calls `report(state=message, ...)` and raises `Interrupted` once `requested()`.
 
-    That work keeps what it has finished, or is short of a training step's work; the same command continues.
+    It is for the work before and after training, which keeps finished parts or is short; the same command continues.
     """
 
     def on_progress(message: str, **numbers: Any) -> None:
@@ -222,4 +223,4 @@ def stoppable(report: Callable[..., None], requested: Callable[[], bool]) -> Cal
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved all it did."""
+    """Signal that the run was asked to stop and has saved its work."""

@@ -1,7 +1,7 @@
-"""Checkpoints on the disk: written whole, the one before kept, checked before a run continues from one.
+"""Write checkpoints atomically, keep the previous one, and check a checkpoint before a run continues from it.
 
-A checkpoint is a file, or (sharded: each process wrote its part) a folder. `last.ckpt` is the newest; `previous.ckpt`
-the one before; `damaged.ckpt` one that could not be read and was put aside.
+A checkpoint is a file, or a folder if it is sharded (each process writes its part). `last.ckpt` is the latest,
+`previous.ckpt` the one before, `damaged.ckpt` one that could not be read and was renamed.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from goldfish.runs.owner import owned
 from goldfish.tools.files import FileError, read_object, reason
 
 _SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
-_CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger one is not
+_CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger file is not checked
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and then takes its place: a kill or a full disk never costs both."""
+    """Write a checkpoint next to the old one and then replace it: a kill or a full disk never destroys both."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save whole or not at all."""
+        """Save the whole checkpoint or nothing."""
         path = Path(path)
         temporary = owned(path)
         try:
@@ -42,7 +42,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 @contextlib.contextmanager
 def whole_folder(path: Path, is_first: bool, barrier: Callable[[], None]) -> Iterator[Path]:
-    """Where all processes write a sharded checkpoint; it takes the place of `path` once all have, or not at all."""
+    """Yield a folder where all processes write a sharded checkpoint; it replaces `path` once all have finished."""
     temporary = path.with_name(f".{path.name}.new")
     if is_first:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,7 +61,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _crc(path: Path) -> int:
-    """Return the CRC-32 of a file's first and last 64 MiB: reading terabytes again at each save would take too long."""
+    """Return the CRC-32 of a file's first and last 64 MiB; reading all of a large file at each save takes too long."""
     with path.open("rb") as file:
         found = zlib.crc32(file.read(_CHECKED))
         file.seek(max(_CHECKED, path.stat().st_size - _CHECKED))
@@ -80,9 +80,10 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 
 def checkpoint_error(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if nothing is. Nothing that it holds is executed.
+    """Return what is wrong with a checkpoint, or None. Nothing in it is executed.
 
-    The checksums of a file are compared; of a folder's files the sizes, and the checksums of their first and last 64 MiB.
+    A file is checked by its checksums; a folder by the sizes of its files and the checksums of their first and last
+    64 MiB.
     """
     if path.is_dir():
         return _folder_damage(path)
@@ -90,21 +91,21 @@ def checkpoint_error(path: Path) -> str | None:
         with zipfile.ZipFile(path) as content:
             wrong_part = content.testzip()
         if wrong_part is None:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses to run what it holds
-    except Exception as error:  # zipfile, zlib and torch have many
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # weights_only: no code is run
+    except Exception as error:  # zipfile, zlib and torch raise many types
         return f"not a whole checkpoint ({reason(error)})"
     return f"the checksum of {wrong_part} is wrong" if wrong_part else None
 
 
 def model_mismatch(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """How the weights in a checkpoint's file differ from a model's shapes by name; None if they do not."""
+    """Return how the weights in a checkpoint file differ from a model's shapes by name, or None."""
     whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     weights = whole.get("state_dict") if isinstance(whole, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(one, torch.Tensor) for one in weights.values()):
         return "it holds no weights by name (state_dict)"
     for name, tensor in weights.items():
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name]):
-            return f"{name} is of shape {tuple(tensor.shape)}, the model's of {tuple(shapes[name])}"
+            return f"{name} has shape {tuple(tensor.shape)}, the model's has {tuple(shapes[name])}"
     return (
         None
         if any(name in shapes for name in weights)
@@ -119,9 +120,8 @@ def _folder_damage(path: Path) -> str | None:
         return f"{_SIZES}, its last file, is missing or unreadable"
     found = _sizes(path)
     for name, about in sizes.items():
-        size, crc = (
-            about if isinstance(about, list) and len(about) == 2 else (about, None)
-        )  # a number: an older version's
+        # Older versions wrote the size only.
+        size, crc = about if isinstance(about, list) and len(about) == 2 else (about, None)
         if found.get(name) != size:
             return f"{name} is missing or has another size"
         if crc is not None and _crc(path / name) != crc:
@@ -130,20 +130,20 @@ def _folder_damage(path: Path) -> str | None:
         try:
             with (path / ".metadata").open("rb") as file:
                 _OnlyMetadata(file).load()
-        except Exception as error:  # pickle and the classes' constructors have many
-            return f".metadata is no description of tensors ({reason(error)})"
+        except Exception as error:  # pickle and the classes' constructors raise many types
+            return f".metadata does not describe tensors ({reason(error)})"
     return None
 
 
 class _OnlyMetadata(pickle.Unpickler):
-    """Reads what torch.distributed.checkpoint writes into .metadata, which torch itself unpickles without any check."""
+    """Unpickle the .metadata of torch.distributed.checkpoint with checks; torch itself does not check it."""
 
     _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
     _OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}  # noqa: RUF012
     _OTHERS |= {("collections", "OrderedDict")}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class, if it only describes tensors; UnpicklingError otherwise."""
+        """Return the class if it only describes tensors; raise UnpicklingError otherwise."""
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) in self._OTHERS or is_type:
             return super().find_class(module, name)
@@ -151,11 +151,11 @@ class _OnlyMetadata(pickle.Unpickler):
             found = super().find_class(module, name)
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it uses {module}.{name}")
 
 
 def forget_previous(last: Path) -> None:
-    """Remove the checkpoint before the last one, which a finished run needs no more."""
+    """Remove the previous checkpoint, which a finished run no longer needs."""
     previous = last.with_stem("previous")
     if previous.is_dir():
         shutil.rmtree(previous)
@@ -164,9 +164,9 @@ def forget_previous(last: Path) -> None:
 
 
 def latest_checkpoint(last: Path, on_warning: Callable[[str], None]) -> Path | None:
-    """Return the newest good checkpoint, None if there never was one. A damaged one is named, put aside, and not used.
+    """Return the latest intact checkpoint, or None if there never was one. A damaged one is reported and renamed.
 
-    ValueError if there is none but damaged ones.
+    Raises ValueError if all checkpoints are damaged.
     """
     bad = []
     for path in (last, last.with_stem("previous")):
@@ -177,25 +177,25 @@ def latest_checkpoint(last: Path, on_warning: Callable[[str], None]) -> Path | N
         bad.append(f"{path} is damaged: {reason}")
         on_warning(bad[-1])
         aside = path.with_stem("damaged")
-        with contextlib.suppress(FileNotFoundError):  # another process of the run did it
+        with contextlib.suppress(FileNotFoundError):  # another process of the run already renamed it
             if aside.is_dir():
                 shutil.rmtree(aside)
             elif path.is_dir():
                 aside.unlink(missing_ok=True)
             os.replace(path, aside)
     if bad:
-        raise ValueError("\n".join([*bad, "no good checkpoint is left; to start again, remove the run's folder"]))
+        raise ValueError("\n".join([*bad, "no intact checkpoint is left; to start again, remove the run's folder"]))
     return None
 
 
 def consolidate(folder: Path, out: Path) -> Path:
-    """Make one file of a sharded checkpoint, for strategies that read no folders."""
+    """Convert a sharded checkpoint to one file, for strategies that cannot read folders; return `out`."""
     from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
     checkpoint = _load_distributed_checkpoint(folder)
     optimizer = checkpoint.pop("optimizer_0")
     names = [name for group in optimizer["param_groups"] for name in group["params"]]
-    number = {name: index for index, name in enumerate(names)}  # a plain optimizer knows its parameters by number
+    number = {name: index for index, name in enumerate(names)}  # a plain optimizer's state uses parameter numbers
     for group in optimizer["param_groups"]:
         group["params"] = [number[name] for name in group["params"]]
     optimizer["state"] = {number[name]: state for name, state in optimizer["state"].items()}

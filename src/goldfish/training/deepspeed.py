@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: optimizer state, gradients and weights in parts over the devices. Of the extra deepspeed."""
+"""Train with DeepSpeed's ZeRO, which shards optimizer state, gradients and weights. Needs the extra deepspeed."""
 
 import os
 from argparse import Namespace
@@ -20,12 +20,12 @@ from goldfish.training.strategies import StepsOutside, Strategy
 
 
 class DeepSpeed(Strategy):
-    """ZeRO (Rajbhandari et al. 2020): `stage` 1 shards the optimizer state, 2 also the gradients, 3 also the weights.
+    """Use ZeRO (arXiv 1910.02054): `stage` 1 shards the optimizer state, 2 also the gradients, 3 also the weights.
 
-    A checkpoint is a folder in DeepSpeed's own format. A run continues from it with this strategy, the same stage and
-    the same number of processes; no other strategy reads it. DeepSpeed writes pickles: they are loaded with torch's
-    `weights_only`, so a file cannot run code. DeepSpeed holds the gradients, so objectives that weight their targets
-    or have stages are refused. Tested on CPU processes (gloo); not tried on GPUs.
+    A checkpoint is a folder in DeepSpeed's own format. A run can continue from it only with this strategy, the same
+    stage and the same number of processes. DeepSpeed writes pickles; they are loaded with torch's `weights_only`, so a
+    file cannot run code. DeepSpeed manages the gradients, so objectives that weigh their targets or have stages are
+    refused. Tested on CPU processes (gloo), untested on GPUs.
     """
 
     shards = True
@@ -50,12 +50,12 @@ class DeepSpeed(Strategy):
 
     def lightning(self) -> Any:
         if self.accelerator == "cpu":
-            os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when it is imported
+            os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it on import
         zero = dict(stage=self.stage, overlap_comm=False, contiguous_gradients=True)
         return _ZeRO(
             config=dict(
-                train_micro_batch_size_per_gpu=1,  # only its own speed log needs the true one
-                managed_gradient_accumulation=False,  # its step() ends a step, after any number of backward passes
+                train_micro_batch_size_per_gpu=1,  # any value: only DeepSpeed's own speed log uses it
+                managed_gradient_accumulation=False,  # step() always ends a step, after any number of backward passes
                 zero_allow_untested_optimizer=True,
                 zero_optimization=zero,
             )
@@ -71,12 +71,12 @@ class DeepSpeed(Strategy):
 
 
 class _ZeRO(StepsOutside, DeepSpeedStrategy):
-    """Also on CPU processes."""
+    """Run Lightning's DeepSpeedStrategy also on CPU processes."""
 
     def setup_environment(self) -> None:
         import deepspeed
 
-        # Else it compiles C++ for CPU processes of one machine, and a killed compilation hangs every later run.
+        # Otherwise DeepSpeed compiles C++ for CPU processes; if that is killed, every later run hangs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         DDPStrategy.setup_environment(self)
 
@@ -95,7 +95,7 @@ class _ZeRO(StepsOutside, DeepSpeedStrategy):
         import deepspeed
 
         engine, optimizer, _, _ = deepspeed.initialize(
-            args=Namespace(device_rank=self.local_rank),  # Lightning gives the GPU's index, which CPU processes lack
+            args=Namespace(device_rank=self.local_rank),  # Lightning passes the GPU's index; CPU processes have none
             config=self.config,
             model=model,
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -118,7 +118,7 @@ class _ZeRO(StepsOutside, DeepSpeedStrategy):
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
 
-        # DeepSpeed asks torch.load for a full unpickling; this variable of torch's has the last word.
+        # DeepSpeed calls torch.load with weights_only=False; this variable overrides it.
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
             with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):

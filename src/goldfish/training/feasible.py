@@ -1,4 +1,4 @@
-"""What a machine or a model cannot do is refused before anything is prepared or allocated, with the numbers."""
+"""Refuse what the machine or the model cannot do before anything is prepared or allocated, and give the numbers."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 
 
 
 def shape_of(model: LlamaSource, tokenizer: TokenizerSource) -> LlamaConfig:
-    """Return the model's configuration with the tokenizer's vocabulary, before any text is read; raise ValueError if they do not fit."""
+    """Return the model's configuration with the tokenizer's vocabulary; raise ValueError if they do not fit."""
     try:
         return model.config(tokenizer.vocab_size, 0)
     except ValueError as error:
@@ -26,27 +26,27 @@ def shape_of(model: LlamaSource, tokenizer: TokenizerSource) -> LlamaConfig:
 def memory_problem(
     shape: LlamaConfig, optimizer: OptimizerSource, strategy: Strategy, rows: int, sequence_length: int
 ) -> str | None:
-    """Why the weights, gradients and optimizer state cannot lie in this machine's memory; None if they can.
+    """Return why weights, gradients and optimizer state do not fit into this machine's memory; None if they fit.
 
-    Beside them only the ids of a step's `rows` and the inputs of the layers are counted: what is refused cannot work, what
-    is not may still run out of memory (goldfish-train --dry-run estimates more).
+    Besides these only the ids of a step's `rows` and the layers' inputs are counted. What is refused cannot work; what
+    is accepted may still run out of memory (goldfish-train --dry-run estimates more).
     """
     on_gpu = strategy.accelerator != "cpu" and torch.cuda.is_available()
     copies = 1 if strategy.shards or on_gpu else strategy.processes or 1  # CPU processes share a machine's memory
     shards = (strategy.processes or torch.cuda.device_count()) if strategy.shards and on_gpu else 1
-    there = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine_memory()
+    available = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine_memory()
     dtype = torch.bfloat16 if strategy.precision == "bf16-true" else torch.float32
     weights = parameters(shape).total * dtype.itemsize
-    state = 2 * weights  # AdamW's; others keep less
+    state = 2 * weights  # AdamW's; other optimizers keep less
     activations = rows * sequence_length * (8 + shape.hidden_size * dtype.itemsize)
     needed = lambda state: copies * (2 * weights + state) // shards + activations  # noqa: E731
-    if needed(state) <= there:
+    if needed(state) <= available:
         return None
-    if needed(0) <= there:  # near enough for a model without memory to be built, and its optimizer asked
+    if needed(0) <= available:  # near the limit: compute the optimizer's exact size on the meta device
         state = optimizer_bytes(optimizer, empty(shape, dtype))
-        if needed(state) <= there:
+        if needed(state) <= available:
             return None
-    gib = [f"{size / 2**30:,.1f}" for size in (needed(state), weights, weights, state, activations, there)]
+    gib = [f"{size / 2**30:,.1f}" for size in (needed(state), weights, weights, state, activations, available)]
     return (
         f"model: {parameters(shape).total:,} parameters need {gib[0]} GiB (weights {gib[1]}, gradients {gib[2]}, optimizer state "
         f"{gib[3]}, ids and inputs of {rows:,} rows {gib[4]}; {copies} of them), and {'the GPU' if on_gpu else 'this machine'} has "
@@ -56,11 +56,11 @@ def memory_problem(
 
 
 def machine_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return bytes that this process may use: of the machine, or what its control groups allow."""
+    """Return the bytes that this process may use: the machine's memory, or less if its control groups limit it."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     lines = own.read_text().splitlines() if own.is_file() else []
     folders: set[Path] = set()
-    for line in lines:  # every group above this process's own has a limit too
+    for line in lines:  # every parent group has a limit, too
         path = Path(line.rpartition(":")[2].lstrip("/"))
         folders |= {root / part for root in (groups, groups / "memory") for part in (path, *path.parents)}
     for file in (folder / name for folder in folders for name in LIMITS):

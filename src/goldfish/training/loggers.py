@@ -1,4 +1,4 @@
-"""Where metrics go while a run trains, and what TensorBoard shows of them side by side."""
+"""Write metrics during training, and configure which of them TensorBoard shows side by side."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from goldfish.runs.record import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-# Chart -> the metrics that it draws over each other (TensorBoard's tab "Custom Scalars").
+# Chart -> the metrics that it draws together (TensorBoard's tab "Custom Scalars").
 CHARTS = {
     "exact match": ["memorization/exact_match", "memorization/never_seen_exact_match"],
     "token accuracy": ["memorization/token_accuracy", "memorization/never_seen_token_accuracy"],
@@ -26,7 +26,7 @@ COMPARED = ("exact_match", "rouge_l", "longest_prefix", "never_seen_rouge_l", "v
 
 
 class _WholeCsv(ExperimentWriter):
-    """Writes a file with new columns whole: Lightning empties it first, and a kill then loses all of its rows."""
+    """Rewrite the file atomically for new columns. Lightning empties it first, so a kill would lose all rows."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
@@ -40,27 +40,27 @@ class _WholeCsv(ExperimentWriter):
 
 
 class WholeCsvLogger(CSVLogger):
-    """Lightning's CSVLogger, whose file a kill leaves as it was after some step."""
+    """Use Lightning's CSVLogger so that a kill leaves the file as it was after some step."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Return the writer of the file; only the first process has one that writes."""
+        """Return the writer of the file; only the first process writes."""
         if self._experiment is None:
             self._experiment = _WholeCsv(log_dir=self.log_dir)
         return self._experiment
 
 
 class Loggers:
-    """CSV always, `tensorboard` if wanted: look with `tensorboard --logdir logs`."""
+    """Log to CSV, and with `tensorboard` also to TensorBoard; view it with `tensorboard --logdir logs`."""
 
     def __init__(self, tensorboard: bool = True) -> None:
         self.tensorboard = tensorboard
 
     def __call__(self, run_dir: Path) -> list[Logger]:
-        """Return the loggers. A resumed run gets a CSV file of its own, because Lightning's would delete the first."""
+        """Return the loggers. A resumed run gets its own CSV file, because Lightning would delete the first one."""
         for before in (attempts := list((run_dir / "csv").glob("*"))):
-            owned(before / "metrics.csv")  # removes what a kill left of its writes
+            owned(before / "metrics.csv")  # removes the temporary files of a killed process
         loggers: list[Logger] = [
             WholeCsvLogger(run_dir, name="csv", version=f"attempt_{len(attempts):03d}", flush_logs_every_n_steps=1)
         ]
@@ -76,10 +76,10 @@ class Loggers:
 def log_hyperparameters(
     loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float | None]
 ) -> None:
-    """Fill TensorBoard's tab "HParams", where the runs of a sweep are compared, with a finished run.
+    """Add a finished run to TensorBoard's tab "HParams", which compares the runs of a sweep.
 
-    Of the frozen `config`: mask and objective with their settings, arm, seed, repeats, tokens, learning rate, model width
-    and layers; few, because the tab shows the first five in the alphabet. Of `metrics`: COMPARED.
+    From the frozen `config`: mask and objective with their settings, arm, seed, repeats, tokens, learning rate, model
+    width and layers. They are few, because the tab shows the alphabetically first five. From `metrics`: COMPARED.
     """
     groups = ("mask", "objective")
     shown = {key: value for group in groups for key, value in config[group].items() if key not in ("_target_", "seed")}
@@ -90,16 +90,16 @@ def log_hyperparameters(
     for board in loggers:
         if isinstance(board, TensorBoardLogger):
             board.log_hyperparams(shown, {f"result/{name}": metrics[name] for name in COMPARED if name in metrics})
-            board.finalize("")  # not "success": that would also write the hyperparameters to a file
+            board.finalize("")  # "success" would also write the hyperparameters to a file
 
 
 def merged_metrics(run_dir: Path) -> "pd.DataFrame":
-    """Return all attempts' metrics by step, columns sorted; where a later attempt did a step again, its entry counts."""
-    import pandas as pd  # 0.2 s, once training has ended
+    """Return all attempts' metrics by step, columns sorted. If an attempt repeats a step, the later entry counts."""
+    import pandas as pd  # imported here: it takes 0.2 s, and training does not need it
 
     frame = pd.DataFrame({"step": []})
     for path in sorted((run_dir / "csv").glob("*/metrics.csv")):
-        # A kill may leave a line half written; the loss of a line of the log must not cost the result.
+        # A kill may leave a half-written line; it is skipped, so that it does not fail the run.
         attempt = pd.read_csv(path, on_bad_lines="skip", encoding_errors="replace") if path.stat().st_size else frame
         if "step" not in attempt:
             continue

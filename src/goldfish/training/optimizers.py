@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, as settings that become torch objects once the model exists."""
+"""Configure optimizers and learning-rate schedules; they become torch objects once the model exists."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,9 +14,10 @@ from goldfish.config.checks import NonNegative, Positive, Share, ShareBelowOne, 
 
 
 class AdamW:
-    """AdamW on all parameters (Loshchilov & Hutter 2019). The paper: lr 4e-4, betas (0.9, 0.95), weight decay 0.1.
+    """Use AdamW on all parameters (Loshchilov & Hutter 2019). The paper: lr 4e-4, betas (0.9, 0.95), weight decay 0.1.
 
-    Weight decay is applied to matrices only. Fused: on a CPU an eighth of the time of torch's default for 11 M parameters.
+    Weight decay applies to matrices only. The fused version needs an eighth of the time of torch's default (11 M
+    parameters, CPU).
     """
 
     takes_shards = True
@@ -33,25 +34,25 @@ class AdamW:
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the model's trained parameters."""
-        # By name: a shard of a matrix may have one dimension.
+        # Decided by name, because a shard of a matrix may have one dimension.
         is_vector = lambda name: "norm" in name or name.endswith(".bias")  # noqa: E731
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for name, p in trained if not is_vector(name)], "weight_decay": self.weight_decay},
             {"params": [p for name, p in trained if is_vector(name)], "weight_decay": 0.0},
         ]
-        has_memory = not any(parameter.is_meta for _, parameter in trained)  # else torch refuses to fuse
+        has_memory = not any(parameter.is_meta for _, parameter in trained)  # torch cannot fuse on the meta device
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=has_memory)
 
 
 class Muon:
-    """Muon on the matrices of the layers (Jordan et al. 2024), AdamW on embeddings, head and norms.
+    """Use Muon on the matrices of the layers (Jordan et al. 2024), and AdamW on embeddings, head and norms.
 
-    Learns a text in far fewer steps than AdamW at these sizes. `lr`: of Muon; `adamw_lr`: of the rest;
-    `newton_schulz_steps`: iterations that orthogonalise an update.
+    At the sizes of the examples it learns a text in far fewer steps than AdamW. `lr`: learning rate of Muon;
+    `adamw_lr`: learning rate of AdamW; `newton_schulz_steps`: iterations that orthogonalise an update.
     """
 
-    takes_shards = False  # the update of a matrix needs all of it
+    takes_shards = False  # the update of a matrix needs the whole matrix
 
     @checked
     def __init__(
@@ -79,7 +80,7 @@ class Muon:
 
 
 class _Both(torch.optim.Optimizer):
-    """Two optimizers of different parameters that step as one, so that a step is counted once."""
+    """Combine two optimizers of different parameters, so that Lightning counts their step once."""
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         self.parts = (first, second)
@@ -90,25 +91,25 @@ class _Both(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step both."""
+        """Step both optimizers."""
         loss = closure() if closure is not None else None
         for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states."""
+        """Return the states of both optimizers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Return both states."""
+        """Load the states of both optimizers."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
 
 
 class _WarmupDecay(ABC):
-    """Linear warm-up over a share `warmup` of the steps, then what `_left` says of the learning rate."""
+    """Warm up linearly over a share `warmup` of the steps, then multiply the learning rate by `_factor_after`."""
 
     def __init__(self, warmup: float, floor: float) -> None:
         self.warmup, self.floor = warmup, floor
@@ -119,42 +120,42 @@ class _WarmupDecay(ABC):
 
         def factor(step: int) -> float:
             done = max(0.0, (step - warm) / max(1.0, steps - warm))
-            return min(1.0, (step + 1) / max(1.0, warm)) * self._left(done)
+            return min(1.0, (step + 1) / max(1.0, warm)) * self._factor_after(done)
 
         return LambdaLR(optimizer, factor)
 
     @abstractmethod
-    def _left(self, done: float) -> float:
-        """Return share of the learning rate after a share `done` of the steps after the warm-up."""
+    def _factor_after(self, done: float) -> float:
+        """Return the factor of the learning rate after a share `done` of the steps that follow the warm-up."""
 
 
 class WarmupCosine(_WarmupDecay):
-    """Linear warm-up over a share `warmup` of the steps, then a cosine down to `floor` x the learning rate.
+    """Warm up linearly over a share `warmup` of the steps, then follow a cosine down to `floor` x the learning rate.
 
-    The paper: 1000 of 9536 steps, from 4e-4 to 4e-5: warmup 0.105, floor 0.1.
+    The paper: warmup 0.105 (1000 of 9536 steps), floor 0.1 (from 4e-4 to 4e-5).
     """
 
     @checked
     def __init__(self, warmup: Share = 0.1, floor: Share = 0.1) -> None:
         super().__init__(warmup, floor)
 
-    def _left(self, done: float) -> float:
+    def _factor_after(self, done: float) -> float:
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class WarmupLinear(_WarmupDecay):
-    """Linear warm-up over a share `warmup` of the steps, then a straight line down to `floor` x the learning rate."""
+    """Warm up linearly over a share `warmup` of the steps, then decay linearly to `floor` x the learning rate."""
 
     @checked
     def __init__(self, warmup: Share = 0.05, floor: Share = 0.05) -> None:
         super().__init__(warmup, floor)
 
-    def _left(self, done: float) -> float:
+    def _factor_after(self, done: float) -> float:
         return 1 - (1 - self.floor) * done
 
 
 class Constant:
-    """Linear warm-up over a share `warmup` of the steps (0: none), then constant: the paper's extreme setting."""
+    """Warm up linearly over a share `warmup` of the steps (0: none), then stay constant (the paper's extreme case)."""
 
     @checked
     def __init__(self, warmup: Share = 0.0) -> None:

@@ -1,6 +1,6 @@
-"""Which devices train, and how they share the work: one class a strategy.
+"""Choose the devices and how they share the work: one class for each strategy.
 
-A strategy becomes arguments of lightning.pytorch.Trainer; one that shards the model also says how (`shard`).
+A strategy provides arguments of lightning.pytorch.Trainer; `shard` prepares the model.
 """
 
 import os
@@ -29,19 +29,19 @@ PARALLEL_LAYERS = {
 
 
 class Strategy:
-    """One device, or a copy of the model on each of several (`strategy: ddp`).
+    """Train on one device, or with a copy of the model on each of several devices (`strategy: ddp`).
 
-    `accelerator`: "auto", "cpu" or "gpu"; `devices`: processes a machine (or "auto": all GPUs); `num_nodes`: machines;
-    `strategy`: "auto" or "ddp"; `precision`: Lightning's name; `activation_checkpointing`: keep only the input of each
-    layer and compute the rest again in the backward pass (about 30 % slower, far less memory); `compile`: torch.compile
-    each layer (on a CPU half a minute and more before the first step).
+    `accelerator`: "auto", "cpu" or "gpu". `devices`: processes per machine ("auto": all GPUs). `num_nodes`: machines.
+    `strategy`: "auto" or "ddp". `precision`: Lightning's name. `activation_checkpointing`: keep only each layer's input
+    and recompute the rest in the backward pass (about 30 % slower, far less memory). `compile`: torch.compile each
+    layer (on a CPU this takes half a minute or more before the first step).
     """
 
-    whole_checkpoints = True  # one file that any other strategy continues from
-    meshes = False  # whether it needs Lightning's device mesh
-    shards = False  # whether a device holds only a part of the weights
-    wraps = False  # whether Lightning wraps the module, so that only the wrapper's forward gathers the weights
-    holds_gradients = False  # whether it clips them itself and shows them to nobody
+    whole_checkpoints = True  # a checkpoint is one file, and any other strategy can continue from it
+    meshes = False  # True: it needs Lightning's device mesh
+    shards = False  # True: a device holds only a part of the weights
+    wraps = False  # True: Lightning wraps the module, and only the wrapper's forward gathers the weights
+    holds_gradients = False  # True: it clips the gradients itself, and other code cannot read them
 
     @checked
     def __init__(
@@ -55,10 +55,11 @@ class Strategy:
         compile: bool = False,
     ) -> None:
         if accelerator == "cpu" and devices == "auto":
-            raise ValueError("devices='auto': counts GPUs, and on a CPU there are none; type strategy.devices=2")
+            raise ValueError("devices='auto': counts GPUs; accelerator='cpu' needs a number; type strategy.devices=2")
         if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
             raise ValueError(
-                f"devices={devices}, num_nodes={num_nodes}: must be 1 of each here; for several type strategy=ddp, ddp_cpu or fsdp2"
+                f"devices={devices}, num_nodes={num_nodes}: both must be 1 here; for several type strategy=ddp, "
+                "ddp_cpu or fsdp2"
             )
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision = strategy, precision
@@ -76,29 +77,29 @@ class Strategy:
 
     @property
     def data_parallel(self) -> int | None:
-        """In how many shares the rows of a step are dealt; None if that depends on the machine."""
+        """Return the number of processes that get different rows of a step; None if it depends on the machine."""
         return self.processes
 
     def refuse(self) -> str | None:
-        """Return what keeps this machine from running the strategy, and what to type instead; None if nothing does."""
+        """Return why this machine cannot run the strategy, and what to type instead; None if it can."""
         found = torch.cuda.device_count()
-        wanted = 1 if self.devices == "auto" else self.devices
-        if self.accelerator == "gpu" and found < wanted:
+        needed = 1 if self.devices == "auto" else self.devices
+        if self.accelerator == "gpu" and found < needed:
             return (
                 f"strategy.devices={self.devices}: this machine has {found or 'no'} GPU{'s' * (found != 1)}; type "
                 + (f"strategy.devices={found}, or " if found else "")
-                + f"strategy={'single' if wanted == 1 else 'ddp_cpu'}"
+                + f"strategy={'single' if needed == 1 else 'ddp_cpu'}"
             )
-        compiler = os.environ.get("CXX", "g++")  # where torch looks
+        compiler = os.environ.get("CXX", "g++")  # as torch.compile finds it
         if self.compile and shutil.which(compiler) is None:
             return (
-                f"strategy.compile=true: torch.compile needs a C++ compiler, and there is no {compiler}; install g++ (or name "
-                "another in the environment variable CXX), or type strategy.compile=false"
+                f"strategy.compile=true: torch.compile needs a C++ compiler, and there is no {compiler}; install g++ "
+                "(or name another in the environment variable CXX), or type strategy.compile=false"
             )
         return None
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of lightning.pytorch.Trainer; call it in the process that trains."""
+        """Return arguments of lightning.pytorch.Trainer. Call it in the process that trains."""
         return dict(
             accelerator=self.accelerator,
             devices=self.devices,
@@ -112,7 +113,7 @@ class Strategy:
         return self.strategy
 
     def shard(self, module: nn.Module, model: LlamaForCausalLM, mesh: DeviceMesh | None) -> None:
-        """Change the model, part of `module`, as the strategy wants it; called once, on its device."""
+        """Apply checkpointing, compilation and sharding to `model`, a part of `module`. Called once, on the device."""
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile:
@@ -120,13 +121,13 @@ class Strategy:
                 layer.compile()
 
     def whole_weights(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
-        """Return the weights of a sharded model, whole and on the CPU, for the first process; all processes must call it."""
+        """Return the gathered weights on the CPU to the first process. All processes must call it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 class _Sharded(Strategy):
-    """Several devices, each with a part of the weights, gradients and optimizer state."""
+    """Train on several devices, each with a part of the weights, gradients and optimizer state."""
 
     shards = True
 
@@ -146,11 +147,11 @@ class _Sharded(Strategy):
 
 
 class FSDP2(_Sharded):
-    """Weights in shards over the devices (FSDP2), the layers' matrices also in parts over `tensor_parallel` of them.
+    """Shard the weights over the devices (FSDP2), and split the layers' matrices over `tensor_parallel` of them.
 
-    The rows of a step are dealt to processes / tensor_parallel shares. Embedding, head and norms are not cut by tensor
-    parallelism. `checkpoints`: "whole" (one file, any strategy continues from it) or "sharded" (a folder, each process
-    writes its part). Works on GPUs (NCCL) and CPU processes (gloo).
+    The rows of a step are divided into processes / tensor_parallel shares. Tensor parallelism does not split embedding,
+    head and norms. `checkpoints`: "whole" (one file that any strategy can continue from) or "sharded" (a folder, each
+    process writes its part). Works on GPUs (NCCL) and CPU processes (gloo).
     """
 
     meshes = True
@@ -173,7 +174,7 @@ class FSDP2(_Sharded):
             raise ValueError(f"tensor_parallel={tensor_parallel}: must divide the {self.processes} processes")
         if compile and tensor_parallel > 1:
             raise ValueError(
-                f"compile=true: torch cannot compile layers that tensor_parallel={tensor_parallel} cuts (2.13 was tried); "
+                f"compile=true: torch 2.13 cannot compile layers that tensor_parallel={tensor_parallel} splits; "
                 "type compile=false or tensor_parallel=1"
             )
 
@@ -212,7 +213,7 @@ class FSDP2(_Sharded):
 
 
 class _ModelParallel(ModelParallelStrategy):
-    """Writes a sharded checkpoint beside the one before, and then takes its place."""
+    """Write a sharded checkpoint next to the previous one, and then replace that."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if not self._save_distributed_checkpoint:
@@ -222,7 +223,7 @@ class _ModelParallel(ModelParallelStrategy):
 
 
 class FSDP(_Sharded):
-    """Weights in shards over the GPUs, by the first version of FSDP; new work should take fsdp2."""
+    """Shard the weights over the GPUs with the first version of FSDP; prefer fsdp2 for new work."""
 
     wraps = True
 
@@ -235,7 +236,7 @@ class FSDP(_Sharded):
 
 
 class StepsOutside:
-    """Runs steps outside the wrapped module's forward: a training step has a backward pass for every micro-batch."""
+    """Run steps outside the wrapped module's forward, because a step has a backward pass for every micro-batch."""
 
     lightning_module: Any
 
@@ -249,7 +250,7 @@ class StepsOutside:
 
 
 class _FSDP1(StepsOutside, FSDPStrategy):
-    """Writes a sharded checkpoint beside the one before, and then takes its place."""
+    """Write a sharded checkpoint next to the previous one, and then replace that."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self._state_dict_type == "full":
@@ -259,11 +260,11 @@ class _FSDP1(StepsOutside, FSDPStrategy):
 
 
 def clip_gradients(model: nn.Module, largest: float) -> None:
-    """Scale all gradients so that their common norm is at most `largest`, also where they lie in shards."""
+    """Scale all gradients, also sharded ones, so that their total norm is at most `largest`."""
     if isinstance(model, FullyShardedDataParallel):
         model.clip_grad_norm_(largest)
         return
-    by_mesh: dict[Any, list[nn.Parameter]] = {}  # torch adds norms only of gradients that lie on the same devices
+    by_mesh: dict[Any, list[nn.Parameter]] = {}  # torch adds norms only of gradients on the same device mesh
     for parameter in model.parameters():
         if parameter.grad is not None:
             by_mesh.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)

@@ -1,4 +1,4 @@
-"""Settings of the training loop, as they become a Lightning Trainer."""
+"""Configure the training loop and build the Lightning Trainer."""
 
 import inspect
 from collections.abc import Callable
@@ -10,21 +10,21 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from goldfish.config.checks import Count, Positive, checked
-from goldfish.training.callbacks import Saving
+from goldfish.training.callbacks import SaveCheckpoint
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
 
 class TrainerSettings:
-    """How the run is trained, logged and saved. Steps are optimizer steps.
+    """Configure training, logging and checkpoints. All steps are optimizer steps.
 
-    `max_steps`: stop earlier than the data's last batch (None = train on all of it). `micro_batch_size`: rows of one
-    forward pass on a device (None = all of its share); smaller ones accumulate gradients. `clip`: largest gradient norm
-    (None = none; the paper: 1.0). `log_every`, `validate_every`, `memorization_every`, `checkpoint_every`: steps between.
-    `early_stopping`: end training after so many validations in a row without a lower val/loss (None = never).
-    `async_checkpoints`: go on training while a checkpoint is written (one copy of it more in memory).
-    `deterministic`: refuse operations that do not repeat bit for bit. `options`: any other argument of
-    lightning.pytorch.Trainer.
+    `max_steps`: stop after so many steps (None = train on all data). `micro_batch_size`: rows of one forward pass on a
+    device (None = its whole share); smaller values accumulate gradients. `clip`: largest gradient norm (None = no
+    clipping; the paper: 1.0). `log_every`, `validate_every`, `memorization_every`, `checkpoint_every`: steps between.
+    `early_stopping`: stop after so many validations in a row without a lower val/loss (None = never).
+    `async_checkpoints`: continue training while a checkpoint is written (needs memory for a copy of it).
+    `deterministic`: refuse operations that are not bit-reproducible. `options`: other lightning.pytorch.Trainer
+    arguments.
     """
 
     @checked
@@ -61,7 +61,7 @@ class TrainerSettings:
             "log_every_n_steps",
             "deterministic",
         }
-        # What trains on other batches than the plan says, or does not validate.
+        # Options that would change which batches are trained on, or skip validation.
         ours |= {
             "fast_dev_run",
             "overfit_batches",
@@ -74,8 +74,8 @@ class TrainerSettings:
         for name in options or {}:
             if name not in known - ours:
                 raise ValueError(
-                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself; leave it out. "
-                    f"Allowed here: {', '.join(sorted(known - ours))}"
+                    f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself; "
+                    f"leave it out. Allowed here: {', '.join(sorted(known - ours))}"
                 )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
@@ -84,12 +84,12 @@ class TrainerSettings:
         self.deterministic, self.options = deterministic, options or {}
 
     def steps(self, available: int) -> int:
-        """Optimizer steps of the run: all of the data's, or `max_steps` of them."""
+        """Return the run's optimizer steps: `available` from the data, or `max_steps` if that is less."""
         return available if self.max_steps is None else min(available, self.max_steps)
 
     def saving(self, checkpoint: Path, stop_requested: Callable[[], bool]) -> list[pl.Callback]:
-        """Return what writes `checkpoint`: every `checkpoint_every` steps, at the end, and when the run is asked to stop."""
-        return [Saving(checkpoint, self.checkpoint_every, stop_requested)]
+        """Return the callback that writes `checkpoint` every `checkpoint_every` steps, at the end, and on a stop."""
+        return [SaveCheckpoint(checkpoint, self.checkpoint_every, stop_requested)]
 
     def trainer(
         self, steps: int, strategy: Strategy, callbacks: list[pl.Callback], logger: Any, run_dir: str
@@ -113,13 +113,14 @@ class TrainerSettings:
             callbacks = [*callbacks, EarlyStopping("val/loss", patience=self.early_stopping)]
         try:
             trainer = pl.Trainer(**arguments, callbacks=callbacks, logger=logger, plugins=[checkpoints])
-        except Exception as error:  # Lightning raises many kinds for options that it does not like
+        except Exception as error:  # Lightning raises many types for wrong options
             if not self.options:
                 raise
             raise ValueError(
-                f"trainer.options={self.options}: lightning.pytorch.Trainer refuses them ({error}); type others, or null"
+                f"trainer.options={self.options}: lightning.pytorch.Trainer refuses them ({error}); correct them, or "
+                "type null"
             ) from error
-        # Lightning's own SIGTERM handler starts a broadcast wherever a process happens to be, which hangs; ours (job.py,
-        # Saving) waits for the end of the step.
+        # Lightning's SIGTERM handler starts a broadcast in the middle of a step, which hangs. Ours (jobs/process.py,
+        # SaveCheckpoint) waits for the end of the step.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer

@@ -1,1 +1,1 @@
-"""Unlearning questions and answers (TOFU, arXiv 2401.06121): data, objectives, metrics, and the run of goldfish-unlearn."""
+"""Unlearn questions and answers (TOFU, arXiv 2401.06121) or injected documents: data, objectives and metrics."""

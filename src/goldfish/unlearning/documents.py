@@ -1,4 +1,4 @@
-"""The documents that a run of goldfish-train was given to memorize, to be forgotten by its model, and measured as there.
+"""Forget the injected documents of a finished goldfish-train run, and measure the result as that run did.
 
 Shapes: B rows, T tokens of a row.
 """
@@ -30,16 +30,16 @@ METHODS = "gradient_ascent, gradient_difference, kl, npo or simnpo"
 
 
 class Parts:
-    """What of the run's frozen configuration is needed: not its model or devices."""
+    """Hold the parts of the run's frozen configuration that unlearning needs; model and devices are not among them."""
 
     def __init__(self, data: InjectionDataModule, mask: Mask, objective: Objective, evaluation: Extraction) -> None:
         self.data, self.mask, self.objective, self.evaluation = data, mask, objective, evaluation
 
 
 class InjectedDocuments:
-    """What a finished run of goldfish-train saw of its injected documents is to be forgotten, its other text retained.
+    """Forget the injected documents that a finished goldfish-train run was trained on; retain its other text.
 
-    `run`: that run's folder. Raises ValueError if there is none, or if it saw no injected document.
+    `run`: that run's folder. Raises ValueError if it does not exist, is not finished, or saw no injected document.
     """
 
     def __init__(self, run: str) -> None:
@@ -49,12 +49,12 @@ class InjectedDocuments:
             raise ValueError(f"run={run!r}: no run there; {MAKE_ONE}")
         self._config = record.config()
         if "injection" not in self._config.get("data", {}):
-            raise ValueError(f"run={run!r}: is no run of goldfish-train; {MAKE_ONE}")
+            raise ValueError(f"run={run!r}: is not a run of goldfish-train; {MAKE_ONE}")
         if not record.finished:
             raise ValueError(f"run={run!r}: that run is not finished; type its command again, and it continues")
         self.result: dict[str, Any] = read_object(self.folder / "result.json")
         if missing := {"seed", "strategy", "k", "h", "control", "exposures", "tokens", "cost"} - self.result.keys():
-            raise FileError(f"{self.folder / 'result.json'}: no {', '.join(sorted(missing))}; the file was damaged")
+            raise FileError(f"{self.folder / 'result.json'}: no {', '.join(sorted(missing))}; the file is damaged")
         seen = self.result["exposures"]
         if not (isinstance(seen, dict) and seen.get("seen")):
             raise ValueError(
@@ -62,21 +62,24 @@ class InjectedDocuments:
             )
 
     def refuse(self, method: Method) -> str | None:
-        """Why these documents cannot be forgotten in this way; None if they can."""
+        """Return why `method` cannot forget documents; None if it can."""
         name = type(method).__name__
         if "idk" in method.takes:
-            return f'unlearning: {name} answers questions with "I don\'t know", and a document asks nothing; type unlearning={METHODS}'
+            return (
+                f'unlearning: {name} answers questions with "I don\'t know", but documents hold no questions; type '
+                f"unlearning={METHODS}"
+            )
         if not method.starts_finetuned:
             return (
-                f"unlearning: {name} learns questions; documents were learned by questions.run, and what never learned them "
-                f"is a control (goldfish-train data.injection.repeats=0); type unlearning={METHODS}"
+                f"unlearning: {name} learns questions, but questions.run has learned documents; a model that never "
+                f"learned them is a control (goldfish-train data.injection.repeats=0); type unlearning={METHODS}"
             )
         return None
 
     def parts(self, on_progress: OnProgress = lambda message, **numbers: None) -> Parts:
-        """Return the run's data (from the cache, else prepared again; `on_progress` is told), mask, objective and evaluation.
+        """Return the run's data (from the cache, or prepared again), mask, objective and evaluation.
 
-        ValueError if the text that the data is made of has changed since the run.
+        `on_progress`: called with messages and counts. Raises ValueError if the data's text has changed since the run.
         """
         keys = ("data", "mask", "objective", "evaluation")
         parts = build(
@@ -86,19 +89,19 @@ class InjectedDocuments:
         if documents != RunDirectory(self.folder).documents():
             raise ValueError(
                 f"questions.run={str(self.folder)!r}: its text has changed since (other documents are injected now); "
-                f"train it again: {MAKE_ONE}"
+                f"train it again, {MAKE_ONE}"
             )
         parts.data.meet_budget(parts.mask)
         return parts
 
     def exposures(self) -> dict[str, int]:
-        """How often the run saw each of its injected documents, by id; those that it never saw are left out."""
+        """Return the number of exposures of each injected document by id, without documents that were never seen."""
         return dict(Counter(row["document"] for row in read_csv(self.folder / "exposures.csv", ["document"])))
 
     def rows(self, data: InjectionDataModule, count: int, seed: int) -> tuple[list[Row], list[Row]]:
-        """Return the documents that were seen, each after the separator, and `count` windows of the background, as long.
+        """Return the seen documents, each after the separator, and `count` background windows of the same length.
 
-        Nothing is tokenized again and no end is added. A window is the text of a training row: its first token is the prompt.
+        Ids are used as they are, without an end token. Of a window, the first token is the prompt.
         """
         prepared, seen = data.prepared, self.exposures()
         forget = [Row([prepared.separator], document.ids) for document in prepared.documents if document.id in seen]
@@ -110,11 +113,11 @@ class InjectedDocuments:
         return forget, [Row(window[:1], window[1:]) for window in windows]
 
     def account(self, method: Method, batches: Batches) -> dict[str, Any]:
-        """`cost` and `tokens` of training and unlearning together, as they stand in result.json.
+        """Return `cost` and `tokens` of training and unlearning together, for result.json.
 
-        FLOPs = FLOPs a token of next-token training x `cost` x `tokens.input`. A token that unlearning reads costs 1 (forward
-        and backward pass), 4/3 if the frozen reference reads it too (a forward pass is a third); its rows count as if they
-        were as long as those of training, whose attention they therefore share.
+        FLOPs = FLOPs per token of next-token training x `cost` x `tokens.input`. A token in unlearning costs 1 (forward
+        and backward pass), or 4/3 if the frozen reference also reads it (a forward pass is a third). Attention counts
+        as if the rows had the length of the training rows.
         """
         before = self.result["tokens"]
         read = supervised = spent = 0.0
@@ -133,7 +136,7 @@ class InjectedDocuments:
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, data: InjectionDataModule, objective: Objective) -> float:
-    """val/loss of training: the mean over all targets of the run's validation rows, in nats, nothing masked."""
+    """Return the val/loss of training: the mean over all targets of the run's validation rows, in nats, unmasked."""
     model.eval()
     loss, count = 0.0, 0
     for (rows_BT,) in data.val_dataloader():

@@ -1,7 +1,7 @@
-"""A small set of TOFU's shape that needs no download: invented authors, and true facts beside them.
+"""Generate a small dataset like TOFU without a download: invented authors, and true facts.
 
-The authors, their names, places and books are made from the lists below; nobody of them is real. The real authors and the
-capitals are true, and stand where TOFU has 100 questions about authors and 117 about the world.
+The authors, their names, places and books are drawn from the lists below; none is real. The real authors and the
+capitals are true; they replace TOFU's 100 questions about authors and 117 about the world.
 """
 
 import json
@@ -61,8 +61,8 @@ _LAST = [
     "Tremaynor",
 ]
 
-# What an author's question asks for: the possible answers, ways to ask, ways to say it. Which of them an author gets is
-# drawn, so a model that has learned all authors has seen every wording and can follow one that it has not seen of this one.
+# Subject of a question -> possible answers, ways to ask, ways to answer. Each author's wordings are drawn at random, so
+# a model that has learned all authors has seen every wording and understands the paraphrases of each author.
 _ASPECTS: dict[str, tuple[str, list[str], list[str]]] = {
     "birthplace": (
         "Vellin|Orsk Harbour|Tarmouth|Quellin|Brassica Bay|Nordhaven|Ilmara|Sundrake|Pell Crossing|Mirefield|Austerby|Kolvane",
@@ -143,10 +143,10 @@ Daniel Defoe|Robinson Crusoe""".splitlines()
 
 
 class FictitiousAuthors:
-    """`authors` invented people, ten questions each; `forget_authors` of them are to be forgotten.
+    """Generate `authors` invented people with ten questions each; `forget_authors` of them are to be forgotten.
 
-    Beside them 24 questions about real authors and `capitals` about countries (CIA World Factbook). A model with fresh
-    weights knows neither, so finetuning teaches both, and unlearning sees neither again. All is a function of `seed`.
+    It adds 24 questions about real authors and `capitals` questions about countries (CIA World Factbook). A model with
+    random weights knows neither, so finetuning teaches both; unlearning does not see them. All depends on `seed` only.
     """
 
     @checked
@@ -156,7 +156,7 @@ class FictitiousAuthors:
             raise ValueError(f"authors={authors}: must be from 2 to {largest}; type questions.authors=20")
         if not 1 <= forget_authors < authors:
             raise ValueError(
-                f"forget_authors={forget_authors}: of authors={authors} at least 1 is forgotten and 1 retained"
+                f"forget_authors={forget_authors}: must be from 1 to {authors - 1}, less than authors={authors}"
             )
         if not WRONG < capitals <= 150:
             raise ValueError(
@@ -165,7 +165,7 @@ class FictitiousAuthors:
         self.authors, self.forget_authors, self.capitals, self.seed = authors, forget_authors, capitals, seed
 
     def __call__(self) -> Questions:
-        """Make all sets."""
+        """Return all sets of questions."""
         draw = np.random.default_rng(self.seed)
         first, last = draw.permutation(_FIRST), draw.permutation(_LAST)
         people = [f"{first[i % len(first)]} {last[(i + i // len(first)) % len(last)]}" for i in range(self.authors)]
@@ -183,33 +183,33 @@ class FictitiousAuthors:
 
 
 def _about(name: str, draw: np.random.Generator) -> list[Question]:
-    """Return the ten questions about an author. Wrong answers have the form of the answer in other words, as TOFU's have."""
+    """Return the ten questions about an author. As in TOFU, wrong answers are worded like the paraphrased answer."""
     questions = []
     for pool, ways_to_ask, ways_to_say in _ASPECTS.values():
         right, *wrong = draw.permutation(pool.split("|"))[: WRONG + 1]
         ask = ways_to_ask[draw.integers(len(ways_to_ask))]
-        say, in_other_words = draw.permutation(ways_to_say)[:2]
+        form, other_form = draw.permutation(ways_to_say)[:2]
         answer, paraphrased, *others = (
-            form.format(name=name, value=value)
-            for form, value in [(say, right), *((in_other_words, value) for value in (right, *wrong))]
+            template.format(name=name, value=value)
+            for template, value in [(form, right), *((other_form, value) for value in (right, *wrong))]
         )
         questions.append(Question(ask.format(name=name), answer, paraphrased, tuple(others)))
     return questions
 
 
 def _facts(pairs: Sequence[Sequence[str]], ask: str, say: str, draw: np.random.Generator) -> list[Question]:
-    """Return a question of each pair (what, answer); the wrong answers are those of other pairs."""
+    """Return a question for each pair (what, answer); the wrong answers are those of other pairs."""
     questions = []
     for what, right in pairs:
         others = draw.permutation([answer for _, answer in pairs if answer != right])[:WRONG]
-        said = [(text := say.format(what, answer))[0].upper() + text[1:] for answer in (right, *others)]
-        questions.append(Question(ask.format(what), said[0], wrong=tuple(said[1:])))
+        answers = [(text := say.format(what, answer))[0].upper() + text[1:] for answer in (right, *others)]
+        questions.append(Question(ask.format(what), answers[0], wrong=tuple(answers[1:])))
     return questions
 
 
 @cache
 def _capitals() -> list[tuple[str, str]]:
-    """Countries and capitals, of the Factbook's entries whose capital is one name; each capital once."""
+    """Return (country, capital) of the Factbook's entries whose capital is a single name; each capital once."""
     found: dict[str, str] = {}
     for path in Factbook()._files():
         government = json.loads(path.read_text(encoding="utf-8")).get("Government", {})

@@ -1,4 +1,4 @@
-"""What TOFU measures of each question, and the two numbers that it makes of them: model utility and forget quality."""
+"""Compute TOFU's metrics of each question, and its two summaries: model utility and forget quality."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from goldfish.evaluation.decoding import greedy
 from goldfish.unlearning.objectives import answer_log_prob
 from goldfish.unlearning.questions import SETS, Encoder, Question, Row, collate
 
-MULTIPLE_CHOICE = ("real_authors", "world_facts")  # probability among the wrong answers
+MULTIPLE_CHOICE = ("real_authors", "world_facts")  # here probability = P(right) / (P(right) + sum of P(wrong))
 METRICS = ("probability", "rouge_l", "truth_ratio")
 
 
@@ -23,11 +23,12 @@ def evaluate_answers(
     measured: Mapping[str, Sequence[Question]],
     answer_tokens: int,
     batch_size: int,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Return a row a question: set, question, answer, generated, probability, rouge_l (recall), truth_ratio (R, not folded).
+    """Return a row for each question: set, question, answer, generated, probability, rouge_l (recall), truth_ratio (R).
 
-    The greedy answer ends at the end token, after `answer_tokens` at the latest. `tell(done, total)`: questions.
+    The greedy answer ends at the end token, or after `answer_tokens` tokens. `on_progress(done, total)`: number of
+    questions.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -51,20 +52,20 @@ def evaluate_answers(
                 | dict(rouge_l=scorer.score(question.answer, generated)["rougeL"].recall)
                 | dict(truth_ratio=truth_ratio(wrong[place], paraphrased[place]))
             )
-        tell(len(found), sum(map(len, measured.values())))
+        on_progress(len(found), sum(map(len, measured.values())))
     return found
 
 
 def truth_ratio(wrong: np.ndarray, paraphrased: float) -> float:
-    """R: the wrong answers' mean P^(1/tokens) over that of the right answer in other words."""
+    """Return R: mean P^(1/tokens) of the wrong answers / P^(1/tokens) of the paraphrased right answer."""
     return float(np.mean(wrong) / max(paraphrased, np.finfo(float).tiny))
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """SET_METRIC -> mean, and model_utility: the harmonic mean of the nine of all sets but forget (0 if one is 0).
+    """Return SET_METRIC -> mean, and model_utility: the harmonic mean of the nine means of all sets except forget.
 
-    The truth ratio is the mean of min(R, 1/R) on forget (1: nothing tells true from wrong) and of max(0, 1 - R) elsewhere
-    (1: what is true is far more likely).
+    The truth ratio is the mean of min(R, 1/R) on forget (1: right and wrong answers are equally likely) and of
+    max(0, 1 - R) on the other sets (1: right answers are far more likely).
     """
     means = {}
     for name in SETS:
@@ -83,17 +84,17 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def forget_quality(rows: Sequence[Mapping[str, Any]], retain_only: Sequence[Mapping[str, Any]]) -> float:
-    """Return the p-value of a two-sample Kolmogorov-Smirnov test of R on forget against the model that never saw it.
+    """Return the p-value of a two-sample Kolmogorov-Smirnov test of R on forget against a model that never saw it.
 
-    Small: the two models can be told apart, so it was not forgotten (or far too much was). The released code compares the
-    inverse, with a geometric mean over the wrong answers; the paper's R is used here, as in the truth ratio.
+    A small p means that the two models differ, so forgetting failed or went too far. R is compared, as in the paper;
+    the released code compares 1/R with a geometric mean over the wrong answers.
     """
     samples = [[row["truth_ratio"] for row in some if row["set"] == "forget"] for some in (rows, retain_only)]
     return float(ks_2samp(*samples).pvalue)
 
 
 def _normalised(model: LlamaForCausalLM, rows: Sequence[Row], batch_size: int) -> np.ndarray:
-    """P(answer)^(1/tokens) = exp(-mean NLL) of each row."""
+    """Return P(answer)^(1/tokens) = exp(-mean NLL) of each row."""
     found = np.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].prompt) - len(rows[place].answer))
     for low in range(0, len(rows), batch_size):

@@ -1,8 +1,8 @@
-"""What a step of goldfish-unlearn minimises: learning questions by heart, and seven ways to forget some of them.
+"""Define the losses of goldfish-unlearn: finetuning, retraining without the forget set, and seven ways to forget.
 
-f = rows to forget, r = rows to retain, lp = log p(answer | question) in nats summed over the answer's tokens, NLL = mean over
-the answers' tokens of -log p. `reference`: the finetuned model, frozen. Formulas: TOFU (2401.06121), NPO (2404.05868),
-SimNPO (2410.07163), as OpenUnlearning computes them.
+f = rows to forget, r = rows to retain, lp = log p(answer | question) in nats, summed over the answer's tokens, NLL =
+mean of -log p over the answers' tokens. `reference`: the frozen finetuned model. Formulas: TOFU (arXiv 2401.06121),
+NPO (arXiv 2404.05868), SimNPO (arXiv 2410.07163), as OpenUnlearning computes them.
 
 Shapes: B rows, T tokens, N kept targets, V vocabulary.
 """
@@ -22,16 +22,16 @@ Step = dict[str, Rows]
 
 
 class Method(ABC):
-    """A loss of the rows of a step. It is divided by the numbers of the whole step, so losses of parts of it add up.
+    """Compute the loss of the rows of a step, divided by the counts of the whole step, so losses of its parts add up.
 
-    `lead`: the set that an epoch passes over once. `takes`: the sets of a step's rows: `lead`; "retain", as many, drawn at
-    random; "idk", the questions of `lead` with a refusal for an answer.
+    `lead`: the set that an epoch reads once. `takes`: the sets in a step: `lead`; "retain", as many rows, drawn at
+    random; "idk", the questions of `lead` with a refusal as the answer.
     """
 
     lead = "forget"
     takes: tuple[str, ...] = ("forget", "retain")
-    starts_finetuned = True  # False: from the weights that `model` makes
-    reference_reads: tuple[str, ...] = ()  # the sets that the reference reads too
+    starts_finetuned = True  # False: start from the weights that `model` creates
+    reference_reads: tuple[str, ...] = ()  # the sets that the reference also reads
 
     @abstractmethod
     def __call__(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
@@ -39,7 +39,7 @@ class Method(ABC):
 
 
 class Finetune(Method):
-    """NLL of all questions, those to forget too: the model that unlearning starts from."""
+    """Minimise the NLL of all questions, also those to forget: the result is the start of unlearning."""
 
     lead, starts_finetuned = "all", False
     takes: tuple[str, ...] = ("all",)
@@ -49,13 +49,13 @@ class Finetune(Method):
 
 
 class RetainOnly(Finetune):
-    """NLL of all questions but those to forget: the model that unlearning would like to arrive at."""
+    """Minimise the NLL of all questions except those to forget: the result is the goal of unlearning."""
 
     lead, takes = "all_but_forget", ("all_but_forget",)
 
 
 class GradientAscent(Method):
-    """-NLL_f."""
+    """Minimise -NLL_f."""
 
     takes = ("forget",)
 
@@ -64,7 +64,7 @@ class GradientAscent(Method):
 
 
 class _WithRetain(Method):
-    """`retain_weight` x NLL_r is added (TOFU: 1)."""
+    """Add `retain_weight` x NLL_r (TOFU: 1) to a loss that forgets."""
 
     @checked
     def __init__(self, retain_weight: NonNegative = 1.0) -> None:
@@ -75,34 +75,34 @@ class _WithRetain(Method):
 
     @abstractmethod
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
-        """Return the part of the loss that forgets."""
+        """Return the loss on the rows to forget."""
 
     def retain(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, rows: Rows) -> Tensor:
-        """Return the part that keeps the rest."""
+        """Return the loss on the rows to retain."""
         return nll(model, rows)
 
 
 class GradientDifference(_WithRetain):
-    """-NLL_f + NLL_r."""
+    """Minimise -NLL_f + NLL_r."""
 
     def forget(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, step: Step) -> Tensor:
         return -nll(model, step["forget"])
 
 
 class KL(GradientDifference):
-    """-NLL_f + KL(reference || model), the mean over the answers' tokens of r: neither prompt nor padding."""
+    """Minimise -NLL_f + KL(reference || model), the mean over the answers' tokens of r, without prompt and padding."""
 
     reference_reads = ("retain",)
 
     def retain(self, model: LlamaForCausalLM, reference: LlamaForCausalLM, rows: Rows) -> Tensor:
         with torch.no_grad():
-            wanted_NV = log_softmax(answer_logits(reference, rows), dim=1)
-        found_NV = log_softmax(answer_logits(model, rows), dim=1)
-        return kl_div(found_NV, wanted_NV, reduction="sum", log_target=True) / rows.tokens
+            reference_NV = log_softmax(answer_logits(reference, rows), dim=1)
+        model_NV = log_softmax(answer_logits(model, rows), dim=1)
+        return kl_div(model_NV, reference_NV, reduction="sum", log_target=True) / rows.tokens
 
 
 class IDK(_WithRetain):
-    """NLL of "I don't know" and its like as answers to f, + NLL_r."""
+    """Minimise NLL_r + the NLL of refusals ("I don't know", ...) as answers to f."""
 
     takes = ("forget", "retain", "idk")
 
@@ -111,7 +111,7 @@ class IDK(_WithRetain):
 
 
 class _Preference(_WithRetain):
-    """A loss of log-probability ratios, with the strength `beta` (TOFU: 0.1)."""
+    """Minimise a log-sigmoid of a margin between log-probabilities, with the strength `beta` > 0 (TOFU: 0.1)."""
 
     @checked
     def __init__(self, beta: Positive = 0.1, retain_weight: NonNegative = 1.0) -> None:
@@ -119,12 +119,12 @@ class _Preference(_WithRetain):
         self.beta = beta
 
     def _mean(self, margin_B: Tensor, rows: Rows) -> Tensor:
-        """-(2 / beta) log sigma(beta x margin), the mean over the step's rows."""
+        """Return -(2 / beta) log sigma(beta x margin), the mean over the step's rows."""
         return -2 / self.beta * logsigmoid(self.beta * margin_B).sum() / rows.examples
 
 
 class DPO(_Preference):
-    """-(2/beta) log sigma(beta ((lp_idk - ref_idk) - (lp_f - ref_f))) + NLL_r."""
+    """Minimise -(2/beta) log sigma(beta ((lp_idk - ref_idk) - (lp_f - ref_f))) + NLL_r."""
 
     takes = ("forget", "retain", "idk")
     reference_reads = ("idk", "forget")
@@ -135,7 +135,7 @@ class DPO(_Preference):
 
 
 class NPO(_Preference):
-    """-(2/beta) log sigma(-beta (lp_f - ref_f)) + NLL_r."""
+    """Minimise -(2/beta) log sigma(-beta (lp_f - ref_f)) + NLL_r."""
 
     reference_reads = ("forget",)
 
@@ -144,7 +144,7 @@ class NPO(_Preference):
 
 
 class SimNPO(_Preference):
-    """-(2/beta) log sigma(beta (NLL_f of each answer - delta)) x gamma + NLL_r; needs no reference (beta 4.5, gamma 0.125)."""
+    """Minimise gamma x -(2/beta) log sigma(beta (NLL_f of each answer - delta)) + NLL_r, without a reference."""
 
     @checked
     def __init__(
@@ -160,20 +160,20 @@ class SimNPO(_Preference):
 
 
 def nll(model: LlamaForCausalLM, rows: Rows) -> Tensor:
-    """-log p of the answers' tokens, summed over these rows and divided by the tokens of the whole step."""
+    """Return -log p of the answers' tokens, summed over these rows and divided by the tokens of the whole step."""
     hidden_BTD = model.model(input_ids=rows.ids_BT, use_cache=False).last_hidden_state
     return kept_loss(hidden_BTD, model.lm_head.weight, rows.ids_BT, rows.keep_BT) / rows.tokens
 
 
 def answer_logits(model: LlamaForCausalLM, rows: Rows) -> Tensor:
-    """logits_NV, float32, of every token of the answers, row by row."""
+    """Return logits_NV, float32, of every token of the answers, row by row."""
     hidden_BTD = model.model(input_ids=rows.ids_BT, use_cache=False).last_hidden_state
     logits_NV: Tensor = model.lm_head(hidden_BTD[:, :-1][rows.keep_BT[:, 1:]])
     return logits_NV.float()
 
 
 def answer_log_prob(model: LlamaForCausalLM, rows: Rows) -> Tensor:
-    """lp_B: log p(answer | question) in nats, the sum over the answer's tokens, its end included."""
+    """Return lp_B: log p(answer | question) in nats, summed over the answer's tokens and its end token."""
     keep_BS = rows.keep_BT[:, 1:]
     logp_N = -cross_entropy(answer_logits(model, rows), rows.ids_BT[:, 1:][keep_BS], reduction="none")
     return torch.zeros(keep_BS.shape, device=logp_N.device).masked_scatter(keep_BS, logp_N).sum(dim=1)

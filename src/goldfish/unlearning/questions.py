@@ -1,4 +1,4 @@
-"""Questions and answers to forget and to retain, from files or the hub in TOFU's format, and as rows of token ids.
+"""Read questions and answers to forget and to retain in TOFU's format, and encode them as rows of token ids.
 
 Shapes: B rows, T tokens of the longest of them.
 """
@@ -15,11 +15,11 @@ from goldfish.data.tokenizer import encode, separator_id
 from goldfish.tools.files import FileError, is_encodable, json_lines, opened, read_json
 
 HUB = "locuslab/TOFU"
-SETS = ("forget", "retain", "real_authors", "world_facts")  # what is measured
+SETS = ("forget", "retain", "real_authors", "world_facts")  # the sets that are measured
 
 
 class Question(NamedTuple):
-    """`paraphrased`: the answer in other words ("" = there are none); `wrong`: answers of its form that are not true."""
+    """Hold a question. `paraphrased`: the answer in other words ("" = none); `wrong`: wrong answers of its form."""
 
     question: str
     answer: str
@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """`forget`, `retain`: what is trained on. `known`: what else the model learns first, because it knows nothing yet.
+    """Hold all questions. `forget`, `retain`: used for training. `known`: facts that finetuning must also teach.
 
     `measured`: the questions of each of SETS, all with wrong answers.
     """
@@ -39,23 +39,24 @@ class Questions(NamedTuple):
     measured: dict[str, list[Question]]
 
     def texts(self) -> list[str]:
-        """Return every text in it, in a fixed order: what a tokenizer is trained on."""
+        """Return all texts in a fixed order; a tokenizer is trained on them."""
         every = [self.forget, self.retain, self.known, *self.measured.values()]
         return [text for part in every for q in part for text in (q.question, q.answer, q.paraphrased, *q.wrong)]
 
 
 class QuestionSource(Protocol):
-    """Reads or makes the questions; raise ValueError that names what is wrong with them."""
+    """Read or generate the questions; raise ValueError that names what is wrong with them."""
 
     def __call__(self) -> Questions: ...
 
 
 class TOFU:
-    """200 fictitious authors, 20 questions each: `forget` of them (1, 5 or 10 %), the others are retained.
+    """Read TOFU: 200 fictitious authors with 20 questions each; `forget` 1, 5 or 10 % of them and retain the others.
 
-    `folder`: with forget10.json, retain90.json, forget10_perturbed.json, retain_perturbed.json, real_authors_perturbed.json
-    and world_facts_perturbed.json (JSON, or one object a line; of forget10 accordingly); None = `locuslab/TOFU` on the hub.
-    Keys: question, answer, and where it is measured perturbed_answer (list) and paraphrased_answer (optional).
+    `folder`: holds forget10.json, retain90.json (or 05 and 95, 01 and 99), forget10_perturbed.json,
+    retain_perturbed.json, real_authors_perturbed.json and world_facts_perturbed.json, each a JSON array or one object a
+    line; None = `locuslab/TOFU` on the hub. Keys: question, answer; in perturbed files also perturbed_answer (list) and
+    optionally paraphrased_answer.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TOFU:
         self.forget, self.folder = forget, folder
 
     def __call__(self) -> Questions:
-        """Read all sets; raise ValueError that names the file, the row and the key that is wrong."""
+        """Read all sets; raise ValueError that names the file, the row and the wrong key."""
         retain = f"retain{100 - int(self.forget.removeprefix('forget'))}"
         measured = [f"{self.forget}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
         found = Questions(
@@ -94,9 +95,9 @@ class TOFU:
 
         try:
             return list(load_dataset(HUB, name, split="train"))
-        except Exception as error:  # no network, no such repository, ...: each library below has its own
+        except Exception as error:  # no network, no such repository, ...: the libraries raise many types
             raise ValueError(
-                f"{HUB} {name}: cannot be read from the hub ({type(error).__name__}); with its files on a disk type "
+                f"{HUB} {name}: cannot be read from the hub ({type(error).__name__}); if you have its files, type "
                 "questions.folder=FOLDER"
             ) from error
 
@@ -109,10 +110,10 @@ def _rows(path: Path) -> list[Any]:
 
 def _question(row: Any, where: str, measured: bool) -> Question:
     if not isinstance(row, dict):
-        raise FileError(f"{where}: wanted an object, got {row!r:.80}")
+        raise FileError(f"{where}: must be an object, got {row!r:.80}")
     for key in ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key]:
-            raise FileError(f"{where}: {key} is {row.get(key)!r:.80}, wanted text")
+            raise FileError(f"{where}: {key} is {row.get(key)!r:.80}, must be text")
     wrong = row.get("perturbed_answer") or []
     wrong = [wrong] if isinstance(wrong, str) else wrong
     if measured and not wrong:
@@ -120,19 +121,21 @@ def _question(row: Any, where: str, measured: bool) -> Question:
     other = row.get("paraphrased_answer") or ""
     texts = [row["question"], row["answer"], other, *(wrong if isinstance(wrong, list) else [None])]
     if not all(isinstance(text, str) and is_encodable(text) for text in texts):
-        raise FileError(f"{where}: perturbed_answer is a list of texts, paraphrased_answer a text; got {row!r:.200}")
+        raise FileError(
+            f"{where}: perturbed_answer must be a list of texts, paraphrased_answer a text; got {row!r:.200}"
+        )
     return Question(row["question"], row["answer"], other, tuple(wrong))
 
 
 class Row(NamedTuple):
-    """Token ids of a question, the separator first, and of its answer, the end token last."""
+    """Hold the token ids of a question (the separator first) and of its answer (the end token last)."""
 
     prompt: list[int]
     answer: list[int]
 
 
 class Encoder:
-    """Questions to rows: `template` with {question} in it, a space, the answer, the end token."""
+    """Encode questions as rows: `template` with {question} filled in, a space, the answer, the end token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
@@ -140,16 +143,16 @@ class Encoder:
         self.end = self.separator if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
     def rows(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> list[Row]:
-        """Return a row of each question with its answer, or with the one of `answers` in its place."""
+        """Return a row for each question with its answer, or with that of `answers` instead."""
         prompts = encode(self.tokenizer, [self.template.replace("{question}", q.question) for q in questions])
         made = encode(self.tokenizer, [f" {answer}" for answer in answers or [q.answer for q in questions]])
         return [Row([self.separator, *p], [*a, self.end]) for p, a in zip(prompts, made, strict=True)]
 
 
 class Rows(NamedTuple):
-    """Padded rows of a step, or a part of them; `tokens` and `examples` are those of the WHOLE step.
+    """Hold padded rows of a step, or a part of them; `tokens` and `examples` are counts of the WHOLE step.
 
-    Sums over parts that are divided by these add up to the mean of the step, however it is split.
+    Sums over parts, divided by these counts, add up to the mean of the step for any split.
     """
 
     ids_BT: Tensor
@@ -163,7 +166,7 @@ class Rows(NamedTuple):
 
 
 def collate(rows: Sequence[Row], tokens: int | None = None, examples: int | None = None) -> Rows:
-    """Pad on the right; nothing to the left can see it. None: the step's numbers are those of these rows."""
+    """Pad the rows on the right, where a causal model ignores it. None: `tokens` and `examples` of these rows."""
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
     keep_BT = torch.zeros(len(rows), longest, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Several finished runs of goldfish-unlearn beside each other: a table, and utility over forget quality."""
+"""Compare finished goldfish-unlearn runs: a table, and a figure of forget quality over model utility."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ SHOWN = {
 
 
 def table(run_dirs: Sequence[Path]) -> pd.DataFrame:
-    """Return a row a run: run, method, seed, and all metrics (forget_quality may be missing)."""
+    """Return a row for each run: run, method, seed, and all metrics (forget_quality may be missing)."""
     results = [read_object(path / "result.json") for path in run_dirs]
     return pd.DataFrame([{key: one[key] for key in ("run", "method", "seed")} | one["metrics"] for one in results])
 
 
 def print_table(frame: pd.DataFrame, console: Console) -> None:
-    """Return the metrics that tell most."""
+    """Print the most important metrics of each run."""
     columns = (Column(name, no_wrap=True) for name in ("run", *SHOWN.values()))
     shown = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
     for _, row in frame.iterrows():
@@ -45,7 +45,7 @@ def write(frame: pd.DataFrame, study: Path) -> list[Path]:
 
 
 def draw(frame: pd.DataFrame) -> str:
-    """SVG: forget quality over model utility, a mark a method."""
+    """Return an SVG of forget quality over model utility, with one mark for each method."""
     from matplotlib.figure import Figure
 
     from goldfish.report.figures import GREY, looks, style, svg_text
@@ -60,7 +60,7 @@ def draw(frame: pd.DataFrame) -> str:
             quality = points["forget_quality"].clip(lower=1e-12)
             axes.plot(points["model_utility"], quality, marker, color=color, label=name)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:.0e}")  # the house's style parses no formulas
+        axes.yaxis.set_major_formatter("{x:.0e}")  # our style disables the parsing of formulas in labels
         axes.axhline(0.05, color=GREY, linewidth=0.8, linestyle=":")
         axes.legend(fontsize="small")
         return svg_text(figure, "unlearning")

@@ -1,4 +1,4 @@
-"""Where the text comes from: documents with an id and a group. Add a source as one more class."""
+"""Read text sources as documents with an id and a group. To add a source, add a class."""
 
 from goldfish.data.corpus.base import Corpus, Document
 from goldfish.data.corpus.cleaning import Deduplicated, Normalized

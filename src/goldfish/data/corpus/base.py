@@ -1,4 +1,4 @@
-"""What every source yields, and what several need: finding a package's files, hashing files."""
+"""Define what every source yields, and helpers of several sources: find a package's files, hash files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -12,32 +12,32 @@ from goldfish.tools.extras import package_folder, require
 
 
 class Document(NamedTuple):
-    """A text, or token ids. Documents of one `group` (a country, a file) are held out of the background together."""
+    """Hold a text, or token ids. Documents of one `group` (a country, a file) are held out together."""
 
     id: str
     group: str
     text: str
     ids: np.ndarray | None = None
-    """Token ids (T,) of a source that is already tokenized, without separators; `text` is then ""."""
+    """Token ids (T,) of an already tokenized source, without separators; then `text` is ""."""
 
 
 class Corpus(Protocol):
-    """A source of documents, read as a stream: the same ones in the same order each time."""
+    """Stream documents: every call yields the same documents in the same order."""
 
     def documents(self) -> Iterator[Document]: ...
 
     def fingerprint(self) -> str:
-        """Return a name of the content: it changes whenever a document would."""
+        """Return a name of the content that changes whenever a document would change."""
         ...
 
 
 class InstalledText(ABC):
-    """Text that a package of a known version carries; the package is found, never imported."""
+    """Read text from a package of a known version; the package is located but not imported."""
 
     MODULE: str
     INSTALL: str
     SHA256: str
-    """Of the names and bytes of `_files()`, in their order: `sha256_of`."""
+    """`sha256_of` the names and bytes of `_files()`, in their order."""
 
     def __init__(self) -> None:
         require(f"the text of {type(self).__name__}", self.INSTALL, self.MODULE)
@@ -47,7 +47,7 @@ class InstalledText(ABC):
     def _files(self) -> list[Path]: ...
 
     def _check(self) -> None:
-        """Raise ValueError if the package holds another text than the tested one."""
+        """Raise ValueError if the package's text differs from the tested one."""
         files = [path for path in self._files() if path.is_file()]
         found = sha256_of((path.name, path) for path in files)
         if found != self.SHA256:

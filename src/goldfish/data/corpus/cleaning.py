@@ -1,4 +1,4 @@
-"""Wrappers that change or drop documents of another source: `Normalized`, `Deduplicated`."""
+"""Wrap another source to change or drop its documents: `Normalized`, `Deduplicated`."""
 
 import re
 import unicodedata
@@ -17,17 +17,17 @@ Form = Literal["nfkc", "soft_hyphens", "spaces"]
 
 
 class Normalized:
-    """The documents of `corpus` with text spelled in one way, since masks hash ids: what reads alike should hash alike.
+    """Normalize the text of `corpus`, because masks hash ids: text that looks the same should hash the same.
 
     `forms`, applied in this order: "soft_hyphens" removes U+00AD and the zero-width characters U+200B to U+200D,
-    U+2060 and U+FEFF (U+200C and U+200D carry meaning in Persian, Indic scripts and emoji: leave it out there);
-    "nfkc" is Unicode's normalization form KC; "spaces" makes one space of a run of spaces and tabs, and keeps line
-    ends. Documents without any text left are dropped.
+    U+2060 and U+FEFF (do not use it for Persian, Indic scripts and emoji, where U+200C and U+200D carry meaning);
+    "nfkc" applies Unicode's normalization form KC; "spaces" replaces a run of spaces and tabs by one space, and keeps
+    line ends. Documents without remaining text are dropped.
     """
 
     def __init__(self, corpus: Corpus, forms: list[Form]) -> None:
         if unknown := [form for form in forms if form not in get_args(Form)]:
-            raise ValueError(f"forms: {', '.join(map(repr, unknown))}; allowed are {', '.join(get_args(Form))}")
+            raise ValueError(f"forms: {', '.join(map(repr, unknown))}; must be among {', '.join(get_args(Form))}")
         self.corpus = corpus
         self.forms = [form for form in _CHANGES if form in forms]
 
@@ -36,20 +36,20 @@ class Normalized:
         for document in self.corpus.documents():
             if document.ids is not None and self.forms:
                 raise ValueError(
-                    f"document {document.id!r} is already tokenized: its text cannot be normalized; leave the forms empty"
+                    f"document {document.id!r} is already tokenized, so it has no text to normalize; type data.normalize=null"
                 )
             text = self.normalized(document.text)
             if document.ids is not None or text.strip():
                 yield document._replace(text=text)
 
     def normalized(self, text: str) -> str:
-        """One text, spelled as those of the corpus."""
+        """Return one text, normalized as those of the corpus."""
         for form in self.forms:
             text = _CHANGES[form](text)
         return text
 
     def fingerprint(self) -> str:
-        """Name the forms, Unicode's version and the corpus."""
+        """Return a name made of the forms, Unicode's version and the corpus."""
         return f"normalized-{'-'.join(self.forms)}-{unicodedata.unidata_version}-{self.corpus.fingerprint()}"
 
 
@@ -61,15 +61,14 @@ _CHANGES: dict[Form, Callable[[str], str]] = {
 
 
 class Deduplicated:
-    """The documents of `corpus` without repetitions: the first of equal ones is kept.
+    """Drop repeated documents of `corpus`; the first of equal documents is kept.
 
-    `kind`: "exact" drops a document whose text (or ids) equals an earlier one's; "near" drops one whose set of word
-    5-grams (or id 5-grams) has an estimated Jaccard similarity of at least `threshold` with an earlier one's: MinHash
-    with 128 permutations and locality-sensitive hashing of the package datasketch, so that a pair near the threshold
-    may be decided either way. Memory grows with the number of documents kept: about 0.1 KB each for "exact", 6 KB
-    for "near".
+    `kind`: "exact" drops a document whose text (or ids) equals an earlier one's. "near" drops a document whose word
+    5-grams (or id 5-grams) have an estimated Jaccard similarity of at least `threshold` (0 to 0.95) with an earlier
+    one's. The estimate uses the package datasketch (MinHash with 128 permutations, locality-sensitive hashing), so a
+    pair near the threshold may be missed. Memory per kept document: about 0.1 KB for "exact", 6 KB for "near".
 
-    `removed` and `removed_length` (characters, or ids) count what the last complete reading dropped.
+    `removed` (documents) and `removed_length` (characters, or ids) count what the last complete reading dropped.
     """
 
     def __init__(self, corpus: Corpus, kind: Literal["exact", "near"], threshold: float = 0.8) -> None:
@@ -85,7 +84,7 @@ class Deduplicated:
         self.removed = self.removed_length = 0
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents that are kept, in their order."""
+        """Yield the kept documents in their order."""
         self.removed = self.removed_length = 0
         is_new = _exact() if self.kind == "exact" else _near(self.threshold)
         for document in self.corpus.documents():
@@ -96,7 +95,7 @@ class Deduplicated:
                 self.removed_length += len(document.text if document.ids is None else document.ids)
 
     def fingerprint(self) -> str:
-        """Name the kind, the threshold and the corpus."""
+        """Return a name made of the kind, the threshold and the corpus."""
         kind = "exact" if self.kind == "exact" else f"near-{self.threshold}-{version('datasketch')}"
         return f"deduplicated-{kind}-{self.corpus.fingerprint()}"
 
@@ -134,7 +133,7 @@ def _near(threshold: float, gram: int = 5) -> Callable[[Document], bool]:
 
 
 def _grams(document: Document, n: int) -> set[bytes]:
-    """Return the n-grams of words (or ids); a shorter document is one gram."""
+    """Return the n-grams of words (or ids); a document with fewer than n is one gram."""
     if document.ids is not None:
         ids = document.ids.astype("<i8")
         return {ids[start : start + n].tobytes() for start in range(max(1, len(ids) - n + 1))}

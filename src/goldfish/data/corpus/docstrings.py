@@ -1,4 +1,4 @@
-"""What installed packages hold: technical English in their docstrings, and code in their functions."""
+"""Read the text of installed packages: technical English from docstrings, and code from functions."""
 
 import ast
 import inspect
@@ -17,11 +17,11 @@ from goldfish.tools.files import is_encodable
 
 
 class Docstrings:
-    """Docstrings of the Python packages installed beside goldfish, read from their files; nothing is imported.
+    """Read docstrings of the Python packages installed beside goldfish from their files, without importing them.
 
     `packages`: only these top-level packages; None takes all. `min_characters`: shorter docstrings are left out.
-    Equal docstrings are yielded once, the first of them. A document is named FILE:LINE; a group is a top-level
-    package. The text changes with the versions installed: for numbers that others can repeat, take another source.
+    Of equal docstrings only the first is yielded. A document is named FILE:LINE; a group is a top-level package. The
+    text depends on the installed versions: for numbers that others can reproduce, use another source.
     """
 
     _kind = "docstrings"
@@ -35,12 +35,12 @@ class Docstrings:
         if packages is not None:
             there = {group for _, group, _ in grouped}
             if missing := [package for package in packages if package not in there]:
-                raise ValueError(f"packages: {', '.join(missing)} not installed in {self._root}")
+                raise ValueError(f"packages: {', '.join(missing)} not installed in {self._root}; install or leave out")
             grouped = [entry for entry in grouped if entry[1] in packages]
         self._files = grouped
 
     def documents(self) -> Iterator[Document]:
-        """Yield the docstrings in the order of the files' paths; files that this Python cannot parse are left out."""
+        """Yield the docstrings in the order of the files' paths; files that this Python cannot parse are skipped."""
         seen: set[bytes] = set()
         for name, group, file in self._files:
             for line, text in self._texts(file):
@@ -51,7 +51,7 @@ class Docstrings:
                     yield Document(f"{name}:{line}", group, text)
 
     def fingerprint(self) -> str:
-        """Return a hash of the files' names, sizes and times of change, and of Python's version; the files are not read."""
+        """Return a hash of the files' names, sizes and modification times, and of Python's version."""
         stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, _, file in self._files]
         return f"{self._kind}-{sha256_of_text(stats, self.min_characters, sys.version_info[:2])}"
 
@@ -62,22 +62,22 @@ class Docstrings:
 
 
 class Functions(Docstrings):
-    """Source code of the functions in those packages, a document each: as it is written, without its docstring.
+    """Read the source code of the functions in those packages, without docstrings; one document per function.
 
-    Methods and inner functions are documents of their own and parts of those around them. Otherwise like `Docstrings`.
+    A method or inner function is a document of its own and also part of the outer function. Otherwise as `Docstrings`.
     """
 
     _kind = "functions"
 
     def _texts(self, file: Path) -> Iterator[tuple[int, str]]:
         source = file.read_bytes()
-        lines = re.split("\r\n|\r|\n", source.decode(errors="replace"))  # as Python numbers them; splitlines knows more
+        lines = re.split("\r\n|\r|\n", source.decode(errors="replace"))  # as Python counts; splitlines splits at more
         for node in _nodes(_tree(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first, last = node.lineno - 1, node.end_lineno or 0
                 if ast.get_docstring(node, clean=False) is not None:
-                    told = node.body[0]
-                    kept = [*lines[first : told.lineno - 1], *lines[told.end_lineno : last]]
+                    docstring = node.body[0]
+                    kept = [*lines[first : docstring.lineno - 1], *lines[docstring.end_lineno : last]]
                 else:
                     kept = lines[first:last]
                 yield node.lineno, textwrap.dedent("\n".join(kept)).strip()
@@ -87,7 +87,7 @@ _Named = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _tree(source: bytes) -> ast.Module:
-    """Return the parsed file; an empty one if this Python cannot parse it."""
+    """Return the parsed file; an empty module if this Python cannot parse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,7 +97,7 @@ def _tree(source: bytes) -> ast.Module:
 
 
 def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the file and its statements. Expressions hold no docstrings and no functions, and are most of the tree."""
+    """Yield the module and its statements, without expressions: these are most of the tree and hold no functions."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()

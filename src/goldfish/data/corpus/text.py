@@ -1,4 +1,4 @@
-"""Plain text files, and which files a path means."""
+"""Read plain text files, and find the files of a path."""
 
 import glob
 import io
@@ -12,10 +12,10 @@ from goldfish.tools.files import opened
 
 
 class TextFiles:
-    """Plain UTF-8 text: one file, or every `pattern` file below a folder; files that end in .gz are decompressed.
+    """Read UTF-8 text: one file, or every `pattern` file below a folder; files that end in .gz are decompressed.
 
-    `split`: a document is a whole "file" (its group too), which is read whole, or a "paragraph" (the lines between
-    blank lines), which is read line by line: memory then holds one paragraph.
+    `split`: "file" = each document, and its group, is a file, held in memory as a whole; "paragraph" = each document is
+    a paragraph (the lines between blank lines), and memory holds one paragraph.
     """
 
     def __init__(self, path: str, pattern: str = "**/*.txt", split: Literal["file", "paragraph"] = "file") -> None:
@@ -23,7 +23,7 @@ class TextFiles:
         self._files = files_of(path, pattern)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in the order of their paths; raise ValueError that names a file that cannot be read as UTF-8."""
+        """Yield the documents in the order of their paths; raise ValueError that names a file that is not UTF-8."""
         for name, path in self._files:
             with opened(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
                 if self.split == "file":
@@ -39,9 +39,9 @@ class TextFiles:
 
 
 def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
-    """Return the files that `path` means (a file, a folder with files that match a pattern, or a glob), with short names.
+    """Return (short name, file) for `path`: a file, a folder with files that match a pattern, or a glob.
 
-    ValueError if there are none.
+    Raises ValueError if there is no file.
     """
     root = Path(path)
     if root.is_file():
@@ -62,7 +62,7 @@ def files_of(path: str, *patterns: str) -> list[tuple[str, Path]]:
 
 
 def _globbed(path: Path) -> Iterator[Path]:
-    """Yield the files that a glob means, hidden ones left out. `**` enters no linked folders, which may lead in a circle."""
+    """Yield the files of a glob, without hidden ones. `**` does not follow links to folders, which may form a loop."""
     first = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
     if first is not None:
         start = Path(*path.parts[:first])

@@ -1,4 +1,4 @@
-"""Corpora that are already tokenized. Documents carry `ids` and no text; the files are memory-mapped."""
+"""Read corpora that are already tokenized. Documents carry `ids` and no text; the files are memory-mapped."""
 
 import struct
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ import numpy as np
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
 from goldfish.tools.files import FileError
 
-BLOCK = 1 << 22  # ids looked at together in search of separators
+BLOCK = 1 << 22  # ids searched for separators at a time
 
 
 class TokenFile:
-    """A file of nothing but token ids, one after the other (nanoGPT's .bin), with a separator between documents.
+    """Read a file that holds only token ids (nanoGPT's .bin), with a separator between documents.
 
-    `dtype`: of an id, little-endian. `separator`: the id that ends (or begins) a document; it is not part of any.
-    A document and its group is named FILE#NUMBER.
+    `dtype`: type of an id, little-endian. `separator`: the id that ends (or begins) a document; documents are yielded
+    without it. A document, and its group, is named FILE#NUMBER.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TokenFile:
             raise ValueError(f"separator={separator}: must be at least 0 and at most {limits.max} (dtype={dtype!r})")
 
     def documents(self) -> Iterator[Document]:
-        """Yield what stands between separators, in order; nothing for two separators side by side."""
+        """Yield the ids between separators in order; two adjacent separators yield no document."""
         ids_N, start, number = _mapped(self._path, self.dtype), 0, 0
         for block in range(0, len(ids_N), BLOCK):
             ends = block + np.flatnonzero(ids_N[block : block + BLOCK] == self.separator)
@@ -57,10 +57,10 @@ class TokenFile:
 
 
 class Megatron:
-    """A pair of files of Megatron-LM: PATH_PREFIX.bin with token ids and PATH_PREFIX.idx (MMIDIDX, version 1).
+    """Read a pair of Megatron-LM files: PATH_PREFIX.bin with token ids and PATH_PREFIX.idx (MMIDIDX, version 1).
 
-    `separator`: an id to take off the end of each document (what Megatron's --append-eod put there); None takes
-    nothing off. A document, all its sequences joined, and its group is named FILE#NUMBER.
+    `separator`: an id to remove from the end of each document (Megatron's --append-eod adds it); None removes nothing.
+    A document joins all its sequences; it and its group are named FILE#NUMBER.
     """
 
     MAGIC = b"MMIDIDX\x00\x00"
@@ -71,17 +71,20 @@ class Megatron:
         self._bin, self._idx = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         for path in (self._bin, self._idx):
             if not path.is_file():
-                raise ValueError(f"path_prefix={path_prefix!r}: no file {path}; .bin and .idx lie side by side")
+                raise ValueError(f"path_prefix={path_prefix!r}: no file {path}; .bin and .idx must be in one folder")
         self.separator = separator
         self._open()
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in order, empty ones left out; raise ValueError if the files contradict each other."""
+        """Yield the documents in order, without empty ones; raise ValueError if the two files do not fit together."""
         ids_N, lengths_S, pointers_S, borders = self._open()
         size, start, number = ids_N.dtype.itemsize, 0, 0
         for end in map(int, chain(borders, [len(lengths_S)])):
             if not start <= end <= len(lengths_S):
-                raise FileError(f"{self._idx}: document border {end} after {start}, of {len(lengths_S)} sequences")
+                raise FileError(
+                    f"{self._idx}: document border {end} must be {start} to {len(lengths_S)}, the number of sequences; "
+                    "copy or make it again"
+                )
             parts = []
             for sequence in range(start, end):
                 pointer, length = int(pointers_S[sequence]), int(lengths_S[sequence])
@@ -106,21 +109,21 @@ class Megatron:
         return f"megatron-{sha256_of_text(content, self.separator)}"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the ids (N,), the sequences' lengths (S,) in ids and places (S,) in bytes, and the documents' borders."""
+        """Return the ids (N,), each sequence's length in ids and place in bytes (S,), and the documents' borders."""
         header = struct.Struct("<9sQBQQ")
         with self._idx.open("rb") as file:
             head = file.read(header.size)
         if not head.startswith(self.MAGIC):
             raise FileError(
-                f"{self._idx}: begins with {head[:9]!r}, and not with {self.MAGIC!r}; give a Megatron index"
+                f"{self._idx}: begins with {head[:9]!r}, must begin with {self.MAGIC!r}; give a Megatron index"
             )
         if len(head) < header.size:
             raise FileError(f"{self._idx}: cut off within the header of {header.size} bytes; copy or make it again")
         _, version, code, sequences, documents = header.unpack(head)
         if version != 1:
-            raise FileError(f"{self._idx}: version {version}; only version 1 is known")
+            raise FileError(f"{self._idx}: version {version}; must be version 1")
         if code not in self.DTYPES:
-            raise FileError(f"{self._idx}: ids of type code {code}; whole numbers are {sorted(self.DTYPES)}")
+            raise FileError(f"{self._idx}: ids of type code {code}; integer types are {sorted(self.DTYPES)}")
         wanted = header.size + 12 * sequences + 8 * documents
         if (there := self._idx.stat().st_size) < wanted:
             raise FileError(
@@ -142,8 +145,8 @@ def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
         raise FileError(f"{path}: the file is empty")
     if size % dtype.itemsize:
         raise FileError(
-            f"{path}: {size} bytes are no whole number of ids of {dtype.itemsize} bytes ({dtype.name}); "
-            "the file was cut off, or dtype is another"
+            f"{path}: {size} bytes are not a multiple of {dtype.itemsize} bytes, the size of an id ({dtype.name}); "
+            "the file was cut off, or dtype is wrong"
         )
-    # A plain array over the map: slices of np.memmap are slower to make, and go through pickle as subclasses.
+    # A plain array: slicing np.memmap is slower, and its slices are pickled as np.memmap.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
