@@ -96,7 +96,7 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
         ("trainer.options", {"logger": False}, "trainer.options.logger: not an option of lightning.pytorch.Trainer"),
         ("trainer.clip", -1.0, "trainer.clip=-1.0: must be more than 0 (a number), or null; type trainer.clip=1.0"),
         ("model.hidden_size", 0, "model.hidden_size=0: must be at least 1 (a whole number)"),
-        ("model.hidden_size", 12, "model.hidden_size=12: must be a multiple of 2 x heads=4, since rotary"),
+        ("model.hidden_size", 12, "model.hidden_size=12: must be a multiple of 2 x heads=4, because rotary"),
         ("optimizer.lr", float("inf"), "optimizer.lr=inf: must be more than 0 (a number), finite; type optimizer.lr=0.02"),
         ("evaluation.edit_rate", [0.0, float("nan")], "evaluation.edit_rate=[0.0, nan]: must be at least 0 and at most 1 (a number), or a list of such values, finite"),
         ("evaluation.top_k", 2**64, "evaluation.top_k=18446744073709551616: must be at least 0 (a whole number), within 64 bits"),

@@ -20,7 +20,7 @@ def test_every_key_of_every_file_has_a_meaning_and_a_type(option):
 def test_a_key_without_a_comment_takes_the_meaning_of_the_file_it_changes():
     (option,) = (option for option in configuration.options() if option.path.as_posix() == "model/llama_5m.yaml")
     heads = next(key for key in option.keys if key.name == "model.heads")
-    assert (heads.type, heads.default, heads.meaning) == ("int", "8", "attention heads of a layer")
+    assert (heads.type, heads.default, heads.meaning) == ("int", "8", "number of attention heads of a layer")
 
 
 def test_the_tables_hold_every_key_that_a_file_sets():

@@ -146,7 +146,7 @@ def test_what_the_harness_cannot_run_is_named(model, tasks, without_its_own, mon
         ("task_folder=.*no such folder", (folder, ["own_text"], tasks / "none")),
         (r"tasks='own_text': must be a list", (folder, "own_text", tasks)),
         (r"tasks=\[\]: must be a list", (folder, [], tasks)),
-        (r"tasks=\['lost'\]: a file or data set of theirs could not be read", (folder, ["lost"], tasks)),
+        (r"tasks=\['lost'\]: a file or dataset of a task could not be read", (folder, ["lost"], tasks)),
         ("limit=0", (folder, ["own_text"], tasks, None, 0)),
         ("no task 'own_capitols'; did you mean: own_capitals", (folder, ["own_capitols"], tasks)),
     ):

@@ -162,13 +162,13 @@ def test_every_arm_of_the_experiment_builds_from_the_standard_run_of_its_seed(tr
         ("questions.run=???", r"questions.run: no value yet; type questions.run=..."),
         (
             "unlearning=idk",
-            "unlearning: IDK answers questions .* and a document asks nothing; type unlearning=gradient_a",
+            "unlearning: IDK answers questions .* but documents hold no questions; type unlearning=gradient_a",
         ),
         (
             "unlearning=dpo",
-            "unlearning: DPO answers questions .* and a document asks nothing; type unlearning=gradient_a",
+            "unlearning: DPO answers questions .* but documents hold no questions; type unlearning=gradient_a",
         ),
-        ("unlearning=retain_only", "unlearning: RetainOnly learns questions; .* is a control"),
+        ("unlearning=retain_only", "unlearning: RetainOnly learns questions, .* is a control"),
         ("model=llama_5m", "model: of questions and answers only; leave it out"),
         ("data/tokenizer@tokenizer=bpe", "tokenizer: of questions and answers only; leave it out"),
         ("answer_tokens=5", "answer_tokens: of questions and answers only; leave it out"),
@@ -181,7 +181,7 @@ def test_what_does_not_fit_documents_is_refused(trained, override, said):
 
 
 def test_a_run_that_is_unfinished_a_control_or_unlearned_itself_is_refused(trained, unlearned, tmp_path):
-    with pytest.raises(ValueError, match="is no run of goldfish-train; this makes one: goldfish-train"):
+    with pytest.raises(ValueError, match="is not a run of goldfish-train; this makes one: goldfish-train"):
         InjectedDocuments(str(unlearned["npo"]))
     shutil.copytree(trained, tmp_path / "run")
     path = tmp_path / "run" / "result.json"
