@@ -150,7 +150,7 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
         ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
         (["strategy.compile=true"], r"there is no no-such-compiler; install g\+\+ .*, or type strategy.compile=false"),
-        (["strategy.devices=2"], r"devices=2, num_nodes=1: both must be 1 here; for several type strategy=ddp"),
+        (["strategy.devices=2"], r"devices=2, num_nodes=1: both must be 1; for several type strategy=ddp"),
         (["ckpt=none.ckpt"], r"ckpt='none.ckpt': .*type ckpt=last"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ MOST = 4096  # largest number of candidates from a corpus, unless 16 for each re
 class Candidates:
     """Hold the documents that could be injected: `names`, and `ids` of shape (candidates, document_tokens), uint32.
 
-    `texts`: the number of documents before short ones, and those above the limit, were left out.
+    `texts`: number of documents before short ones and those above the limit were left out.
     """
 
     names: list[str]

@@ -106,9 +106,8 @@ class Plan:
     ) -> None:
         if document_tokens + 2 > sequence_length:
             raise ValueError(
-                f"data.injection.document_tokens={document_tokens}: a row of data.sequence_length={sequence_length} also "
-                f"holds two separators, so at most {sequence_length - 2} is allowed; type for example "
-                f"data.sequence_length={document_tokens + 2}"
+                f"data.injection.document_tokens={document_tokens}: data.sequence_length={sequence_length} includes two "
+                f"separators, so at most {sequence_length - 2}; type data.sequence_length={document_tokens + 2} or more"
             )
         self._offsets = sequence_length - document_tokens - 1  # offsets 1 .. _offsets leave room for both separators
         if isinstance(position, int) and not 1 <= position <= self._offsets:
@@ -120,7 +119,7 @@ class Plan:
         self.exposures = Exposures(repeats_D)
         if self.exposures.total > rows:
             raise ValueError(
-                f"data.injection: {self.exposures} do not fit into {rows} rows (data.tokens / data.sequence_length), at most "
+                f"data.injection: {self.exposures} do not fit into {rows} rows (data.tokens / data.sequence_length), "
                 f"one in each; type data.tokens={self.exposures.total * sequence_length} or more"
             )
         self._place = PLACEMENTS[placement](rows, self.exposures, seed, span)

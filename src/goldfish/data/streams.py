@@ -37,8 +37,8 @@ def pack(
     """Append a separator and the tokens of every document to final/background.bin or validation.bin in `partial`.
 
     `drop`: leave out documents that overlap a candidate. Continues the files of a killed process. `on_progress` gets
-    the number of documents done. Returns the statistics, and the seconds that earlier processes took. Raises Damaged if
-    the files are damaged, and ValueError if a part is empty.
+    the number of documents done. Returns statistics and the seconds of earlier processes. Raises Damaged if the files
+    are damaged, and ValueError if a part is empty.
     """
     dtype = token_type(tokenizer)
     separator = separator_id(tokenizer)

@@ -191,9 +191,8 @@ class MemFree:
     """Configure which n-grams evaluation.decoding=memfree refuses.
 
     `ngram`: tokens of an n-gram, >= 2 (the paper: 10). `min_count`: occurrences in the training text, with repeats of
-    documents and epochs, from which it is refused (the paper: 10). `error_rate`: share of other n-grams that are
-    refused by mistake. `path`: a folder that `NgramFilter.save` wrote; None = build the filter from the run's training
-    rows and keep it in the cache of prepared text.
+    documents and epochs, from which it is refused (the paper: 10). `error_rate`: share of other n-grams refused by
+    mistake. `path`: a folder that `NgramFilter.save` wrote; None = build it from the training rows and cache it.
     """
 
     @checked

@@ -29,7 +29,7 @@ def goldfish_mask(
     """Return keep_BT, bool: False where the goldfish loss drops the token as a target (arXiv 2406.10209, section 3).
 
     `ids_BT`: integer token ids, B rows of T tokens. `k`: one token in k is dropped (paper: 3 or 4), None drops none.
-    `boundary_id`, `visit_B`: see `Mask`. `settings`: further arguments of the strategy's class (`h`, `seed`, ...).
+    `boundary_id`, `visit_B`: see `Mask`. `settings`: other arguments of the strategy's class (`h`, `seed`, ...).
     Raises ValueError or TypeError that names the wrong argument.
     """
     if strategy not in STRATEGIES:

@@ -36,7 +36,7 @@ def checked_h(h: int) -> int:
     """Return `h`, a context width in tokens, if it is an integer >= 1; raise ValueError otherwise."""
     if isinstance(h, bool) or not isinstance(h, int) or h < 1:
         raise ValueError(
-            f"h={h!r}: the hash reads h tokens of context, so h must be an integer >= 1; type for example h=13 (the paper)"
+            f"h={h!r}: the hash reads h tokens of context, so h must be an integer >= 1; type h=13 (the paper's)"
         )
     return h
 

@@ -29,7 +29,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor) -> Tensor | Weighted:
-        """Return the loss sum in nats, a float32 scalar, to be divided by `count`; or `Weighted` with its own divisor."""
+        """Return the loss sum in nats, a float32 scalar that `count` divides; or `Weighted` with its own divisor."""
 
     def count(self, keep_BT: Tensor) -> Tensor:
         """Return how many targets the sum over these rows has: an int64 scalar that needs no forward pass."""

@@ -168,9 +168,8 @@ class Memorization(pl.Callback):
 class SaveCheckpoint(Checkpoint):
     """Write the checkpoint `path` after every `every`-th step, after the last step, and once `requested()` is True.
 
-    If a validation is due after the step, the checkpoint is written after that validation; otherwise a resumed run
-    would skip it. When EarlyStopping ends the run, no checkpoint is written at that step; otherwise a resumed run would
-    continue training.
+    If a validation is due, the checkpoint is written after it; otherwise a resumed run would skip it. If EarlyStopping
+    ends the run, no checkpoint is written at that step; otherwise a resumed run would continue training.
     """
 
     def __init__(self, path: Path, every: int, requested: Callable[[], bool]) -> None:

@@ -16,8 +16,7 @@ from goldfish.config.checks import NonNegative, Positive, Share, ShareBelowOne, 
 class AdamW:
     """Use AdamW on all parameters (Loshchilov & Hutter 2019). The paper: lr 4e-4, betas (0.9, 0.95), weight decay 0.1.
 
-    Weight decay applies to matrices only. The fused version needs an eighth of the time of torch's default (11 M
-    parameters, CPU).
+    Weight decay applies to matrices only. Fused: an eighth of the time of torch's default (11 M parameters, CPU).
     """
 
     takes_shards = True

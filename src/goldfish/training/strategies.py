@@ -58,8 +58,7 @@ class Strategy:
             raise ValueError("devices='auto': counts GPUs; accelerator='cpu' needs a number; type strategy.devices=2")
         if strategy == "auto" and (devices == "auto" or devices * num_nodes > 1):
             raise ValueError(
-                f"devices={devices}, num_nodes={num_nodes}: both must be 1 here; for several type strategy=ddp, "
-                "ddp_cpu or fsdp2"
+                f"devices={devices}, num_nodes={num_nodes}: both must be 1; for several type strategy=ddp or fsdp2"
             )
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.strategy, self.precision = strategy, precision

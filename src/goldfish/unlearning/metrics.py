@@ -27,8 +27,7 @@ def evaluate_answers(
 ) -> list[dict[str, Any]]:
     """Return a row for each question: set, question, answer, generated, probability, rouge_l (recall), truth_ratio (R).
 
-    The greedy answer ends at the end token, or after `answer_tokens` tokens. `on_progress(done, total)`: number of
-    questions.
+    The greedy answer ends at the end token, or after `answer_tokens` tokens. `on_progress(done, total)`: questions.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -53,10 +53,9 @@ class QuestionSource(Protocol):
 class TOFU:
     """Read TOFU: 200 fictitious authors with 20 questions each; `forget` 1, 5 or 10 % of them and retain the others.
 
-    `folder`: holds forget10.json, retain90.json (or 05 and 95, 01 and 99), forget10_perturbed.json,
-    retain_perturbed.json, real_authors_perturbed.json and world_facts_perturbed.json, each a JSON array or one object a
-    line; None = `locuslab/TOFU` on the hub. Keys: question, answer; in perturbed files also perturbed_answer (list) and
-    optionally paraphrased_answer.
+    `folder`: holds forget10.json, retain90.json (or 05 and 95, 01 and 99), forget10_perturbed.json and
+    {retain,real_authors,world_facts}_perturbed.json, JSON or JSON Lines; None = `locuslab/TOFU` on the hub. Keys:
+    question, answer; in perturbed files also perturbed_answer (list) and optionally paraphrased_answer.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ def _question(row: Any, where: str, measured: bool) -> Question:
     texts = [row["question"], row["answer"], other, *(wrong if isinstance(wrong, list) else [None])]
     if not all(isinstance(text, str) and is_encodable(text) for text in texts):
         raise FileError(
-            f"{where}: perturbed_answer must be a list of texts, paraphrased_answer a text; got {row!r:.200}"
+            f"{where}: perturbed_answer must be a list of texts, paraphrased_answer a text, in {row!r:.200}"
         )
     return Question(row["question"], row["answer"], other, tuple(wrong))
 

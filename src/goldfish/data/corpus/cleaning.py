@@ -36,7 +36,7 @@ class Normalized:
         for document in self.corpus.documents():
             if document.ids is not None and self.forms:
                 raise ValueError(
-                    f"document {document.id!r} is already tokenized, so it has no text to normalize; type data.normalize=null"
+                    f"document {document.id!r} is already tokenized: no text to normalize; type data.normalize=null"
                 )
             text = self.normalized(document.text)
             if document.ids is not None or text.strip():

@@ -82,8 +82,7 @@ class Megatron:
         for end in map(int, chain(borders, [len(lengths_S)])):
             if not start <= end <= len(lengths_S):
                 raise FileError(
-                    f"{self._idx}: document border {end} must be {start} to {len(lengths_S)}, the number of sequences; "
-                    "copy or make it again"
+                    f"{self._idx}: document border {end} must be {start} to {len(lengths_S)}; copy it again"
                 )
             parts = []
             for sequence in range(start, end):
