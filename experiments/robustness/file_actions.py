@@ -150,7 +150,7 @@ def _evaluate(*overrides: str) -> Any:
     settings = ["evaluation.prefix_tokens=8", "evaluation.suffix_tokens=8", "strategy.accelerator=cpu"]
     config = composed("eval", *settings, *overrides)
     _task(OmegaConf.create(config))
-    from goldfish.runs.record import read_rows
+    from goldfish.tools.files import read_rows
 
     return read_rows(Path(str(config["out"])) / "extraction.parquet")
 

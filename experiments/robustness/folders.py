@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from goldfish.runs.record import read_rows
+from goldfish.tools.files import read_rows
 
 # These say when, where and how fast. Figures and pages are drawn from the compared tables: they only need to exist.
 LEFT_OUT = ("*/job.log", "*/progress.json", "*/environment.json", "*/tensorboard/*", "*/csv/*", "*.lock", "*/rank*.log")

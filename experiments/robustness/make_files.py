@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from goldfish.tools.writing import write_json
+
 WORDS = [
     "water",
     "stone",
@@ -94,7 +96,7 @@ def _runs(train_config: Any) -> None:
         folder = one.with_name(name)
         shutil.copytree(one, folder, ignore=shutil.ignore_patterns("csv", "checkpoints"))
         result = json.loads((folder / "result.json").read_text())
-        RunDirectory(folder).write_json("result.json", {**result, "seed": seed, "control": control, "run": name})
+        write_json(folder / "result.json", {**result, "seed": seed, "control": control, "run": name})
         (folder / "config.yaml").write_text((one / "config.yaml").read_text().replace("\nseed: 0", f"\nseed: {seed}"))
     steps = iter(range(1000))
     unfinished = Path("stopped_run")

@@ -14,7 +14,7 @@ from goldfish.evaluation.parts import parts, tokens_of_a_part
 from goldfish.evaluation.summary import flatten_metrics
 from goldfish.masks import HashedMask, NoMask
 from goldfish.models.llama import LlamaFromConfig
-from goldfish.runs.record import RunDirectory
+from goldfish.tools.writing import write_json
 
 TEXT = "The harbour of Freedonia has twelve piers, and its Parliament meets in the Old Town Hall on Mondays. " * 4
 
@@ -99,7 +99,7 @@ def test_beams_find_what_the_model_knows(target):
 def test_documents_too_short_for_a_setting_are_left_out_and_counted(target, tmp_path):
     extraction = Extraction([8, 1], 2, membership=False)
     rows, members = evaluate_parts(target, extraction)
-    summary = summarize_parts(target, extraction, rows, members, RunDirectory(tmp_path))
+    summary = summarize_parts(target, extraction, rows, members, tmp_path)
     assert [part["too_short"] for part in summary["settings"]] == [1, 0]
     assert summary["settings"][1]["injected"]["documents"] == 4
     with pytest.raises(ValueError, match=r"all 7 documents have fewer than 30 tokens.*lower them or give longer"):
@@ -109,7 +109,7 @@ def test_documents_too_short_for_a_setting_are_left_out_and_counted(target, tmp_
 def test_the_summary_has_intervals_buckets_divergence_and_membership(target, tmp_path):
     extraction = Extraction(8, 8)
     rows, members = evaluate_parts(target, extraction)
-    summary = summarize_parts(target, extraction, rows, members, RunDirectory(tmp_path))
+    summary = summarize_parts(target, extraction, rows, members, tmp_path)
     (main,) = summary["settings"]
     exact = main["injected"]["metrics"]["exact_match"]
     assert exact["mean"] == 1.0 and 0.2 < exact["low"] < 0.5 and exact["high"] == 1.0, "3 of 3 is not certainty"
@@ -129,7 +129,7 @@ def test_the_summary_has_intervals_buckets_divergence_and_membership(target, tmp
 def test_continuations_are_looked_up_in_the_training_text(target, tmp_path):
     extraction = Extraction(8, 16, membership=False)
     rows, members = evaluate_parts(target, extraction)
-    summary = summarize_parts(target, extraction, rows, members, RunDirectory(tmp_path))
+    summary = summarize_parts(target, extraction, rows, members, tmp_path)
     found = summary["settings"][0]
     assert found["injected"]["metrics"]["training_overlap"]["mean"] == 1.0
     assert all(row["training_overlap"] == 1.0 for row in rows[:3])
@@ -223,7 +223,7 @@ def test_membership_is_scored_on_the_tokens_that_were_asked_about(target, tmp_pa
     numbers = [key for key, value in again.items() if isinstance(value, float)]
     assert len(numbers) == 5 and all(again[key] == pytest.approx(asked[0][key], rel=1e-5) for key in numbers)
     extraction = Extraction(4, 6, offset=2)
-    summary = summarize_parts(target, extraction, *evaluate_parts(target, extraction), RunDirectory(tmp_path))
+    summary = summarize_parts(target, extraction, *evaluate_parts(target, extraction), tmp_path)
     assert summary["membership_tokens"] == {"asked_for": "asked", "fewest": 1, "most": 10}
     assert "tokens" not in summary["membership"]
 
@@ -240,8 +240,7 @@ def test_a_true_token_outside_the_scheme_makes_p_z_zero_and_the_json_valid(targe
         "the others' probability is shared out"
     )
     assert [row["log_p_z"] for row in plain] == [row["log_p_z_plain"] for row in sampled]
-    record = RunDirectory(tmp_path)
-    record.write_json("summary.json", summarize_parts(target, extraction, rows, members, record))
+    write_json(tmp_path / "summary.json", summarize_parts(target, extraction, rows, members, tmp_path))
     refuse = lambda constant: pytest.fail(constant)  # noqa: E731
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
     of_sampled, of_plain = summary["settings"]

@@ -13,7 +13,7 @@ from scipy.stats import linregress
 
 from goldfish.config import home
 from goldfish.evaluation.laws import bucket, extracted_documents, fit, middle
-from goldfish.runs.record import RunDirectory
+from goldfish.tools.writing import write_json, write_rows
 
 
 @given(st.integers(1, 10**6))
@@ -80,10 +80,9 @@ def test_two_values_or_zero_are_no_law(shares):
 
 
 def write_run(folder, seed, parameters, rows):
-    record = RunDirectory(folder)
     folder.mkdir(parents=True)
-    record.write_json("result.json", {"seed": seed, "parameters": parameters})
-    record.write_rows("extraction.parquet", rows)
+    write_json(folder / "result.json", {"seed": seed, "parameters": parameters})
+    write_rows(folder / "extraction.parquet", rows)
 
 
 def row(document, exposures, split="injected", prefix=96, **other):
@@ -97,8 +96,9 @@ def test_rows_come_from_runs_and_their_evaluations_once_each(tmp_path):
     write_run(tmp_path / "study" / "two", 1, 1000, rows)
     again = tmp_path / "study" / "two" / "evaluations" / "sweep"
     again.mkdir(parents=True)
-    RunDirectory(again).write_rows(
-        "extraction.parquet", [row("a", 4), row("a", 4, prefix=8, offset=-1), row("a", 4, prefix=16, edit_rate=0.1)]
+    write_rows(
+        again / "extraction.parquet",
+        [row("a", 4), row("a", 4, prefix=8, offset=-1), row("a", 4, prefix=16, edit_rate=0.1)],
     )
     found = extracted_documents([tmp_path])
     kept = found[["seed", "document", "repeats", "prefix_tokens", "offset"]].to_numpy().tolist()

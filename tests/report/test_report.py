@@ -26,7 +26,8 @@ from goldfish.report.arms import settings_of
 from goldfish.report.page import compare
 from goldfish.report.tables import mean_text, pool, tabulate
 from goldfish.report.write import collect, evaluations, print_summary, summarize, write_report
-from goldfish.runs.record import RunDirectory, read_rows
+from goldfish.tools.files import read_rows
+from goldfish.tools.writing import write_rows
 
 HEADER = (
     "run,strategy,k,h,seed,exact_match,rouge_l,control_rouge_l,longest_prefix,never_seen_rouge_l,val_loss,"
@@ -114,7 +115,7 @@ def make_run(
     (folder / "result.json").write_text(json.dumps(content))
     (folder / "environment.json").write_text(json.dumps(machine))
     (folder / "config.yaml").write_text(yaml.safe_dump(config or {"mask": {"k": k}, "seed": seed}))
-    RunDirectory(folder).write_rows("extraction.parquet", [*documents])
+    write_rows(folder / "extraction.parquet", [*documents])
     (folder / "metrics.csv").write_text("step,train/loss_kept,val/loss\n0,8.1,\n10,7.2,\n10,,7.5\n")
     return folder
 

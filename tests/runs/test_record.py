@@ -1,13 +1,11 @@
-import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from goldfish.runs.record import RunDirectory, RunDirectoryError, environment, write_atomically
+from goldfish.runs.record import RunDirectory, RunDirectoryError, environment
+from goldfish.tools.writing import write_json
 
 
 def config(**changes):
@@ -24,7 +22,7 @@ def test_a_claimed_folder_holds_the_frozen_configuration(tmp_path):
 def test_a_finished_run_is_never_taken_again(tmp_path):
     record = RunDirectory(tmp_path / "run")
     record.claim(config())
-    record.write_json("result.json", {})
+    write_json(tmp_path / "run" / "result.json", {})
     with pytest.raises(RunDirectoryError, match="already holds a finished run; nothing was changed"):
         record.claim(config())
 
@@ -46,45 +44,10 @@ def test_a_fresh_start_is_refused_where_there_is_a_checkpoint(tmp_path):
         record.claim(config(ckpt=None))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    path.write_text("old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_process_left_of_a_write_is_removed_by_the_next_and_a_living_one_s_is_not(tmp_path):
-    path = tmp_path / "result.json"
-    code = "import os, sys; from goldfish.runs import record; os.fsync = lambda file: os.kill(os.getpid(), 9)\n"
-    code += "import pathlib; record.write_atomically(pathlib.Path(sys.argv[1]), 'new')"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".result.json.")
-    living = left.with_suffix(f".{os.getppid()}")
-    elsewhere = tmp_path / ".result.json.another-machine.1"
-    living.touch(), elsewhere.touch()
-    write_atomically(path, "new")
-    assert {*tmp_path.iterdir()} == {path, living, elsewhere}
-
-
 def test_a_folder_whose_first_process_was_killed_while_it_froze_the_configuration_is_taken(tmp_path):
     (tmp_path / ".config.yaml.machine.1").touch()
     RunDirectory(tmp_path).claim(config())
     assert RunDirectory(tmp_path).config() == config()
-
-
-def test_lines_and_tables_are_what_readers_expect(tmp_path):
-    record = RunDirectory(tmp_path)
-    record.write_lines("a.jsonl", [{"x": 1}, {"x": "ä\n"}])
-    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [{"x": 1}, {"x": "ä\n"}]
-    record.write_csv("a.csv", ("a", "b"), [(1, "x,y")])
-    assert (tmp_path / "a.csv").read_text() == 'a,b\n1,"x,y"\n'
 
 
 def test_the_environment_names_command_versions_and_hardware_and_no_secrets(monkeypatch):

@@ -179,9 +179,10 @@ def test_a_bit_that_flipped_below_the_file_system_is_noticed_in_a_cache(tmp_path
 
 
 def test_pages_of_parquet_have_checksums_that_are_compared(tmp_path):
-    from goldfish.runs.record import RunDirectory, read_rows
+    from goldfish.tools.files import read_rows
+    from goldfish.tools.writing import write_rows
 
-    RunDirectory(tmp_path).write_rows("a.parquet", [{"text": "goldfish" * 20 + str(n)} for n in range(50)])
+    write_rows(tmp_path / "a.parquet", [{"text": "goldfish" * 20 + str(n)} for n in range(50)])
     content = (tmp_path / "a.parquet").read_bytes()
     place = content.index(b"goldfish")
     written(tmp_path / "a.parquet", content[:place] + b"h" + content[place + 1 :])

@@ -18,8 +18,9 @@ from rich.text import Text
 from goldfish.cli.errors import exit_with_reason
 from goldfish.cli.train import plain
 from goldfish.config import build, home
-from goldfish.runs.record import environment, identity, label, write_atomically
+from goldfish.runs.record import environment, identity, label
 from goldfish.tools.terminal import Console
+from goldfish.tools.writing import write_atomically
 
 SHOWN = 240  # characters of a sample
 

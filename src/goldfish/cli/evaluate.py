@@ -17,8 +17,9 @@ from goldfish.cli.errors import exit_with_reason
 from goldfish.config import build, home
 from goldfish.runs.job_log import leave_out_messages
 from goldfish.runs.launch import last_lines
-from goldfish.runs.owner import PARENT
+from goldfish.tools.owner import PARENT
 from goldfish.tools.terminal import Console
+from goldfish.tools.writing import write_json
 
 VARIED = {
     "prefix_tokens": "prompt",
@@ -75,10 +76,10 @@ def _task(cfg: DictConfig) -> None:
         for process in others:
             process.kill()
     rows, members = evaluate_parts(target, job.evaluation, parts)  # every part is there: read in order
-    summary = summarize_parts(target, job.evaluation, rows, members, record, job.similarity)
+    summary = summarize_parts(target, job.evaluation, rows, members, job.out, job.similarity)
     job.utility(target, rows, summary)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
-    record.write_json("summary.json", {**summary, "config": config, "environment": environment(command)})
+    write_json(job.out / "summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
     (job.out / "progress.json").unlink(missing_ok=True)  # not there where an earlier attempt did every part
     _print(summary, console)

@@ -10,10 +10,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from goldfish.cli.sweep import Launcher, check, conclude, launch_missing
 from goldfish.config import ConfigError
-from goldfish.runs.record import RunDirectory, run_dir_of
+from goldfish.runs.record import run_dir_of
 from goldfish.tools.extras import install, require
 from goldfish.tools.files import read_object
 from goldfish.tools.terminal import Console
+from goldfish.tools.writing import write_json
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def search(
     code = conclude(list(dict.fromkeys(run_dirs.values())), unfinished, console)
     bounds = "".join(f", {name} at most {bound}" for name, bound in settings.at_most.items())
     found = {"objective": settings.objective, "at_most": settings.at_most, "best": best, "trials": tried}
-    RunDirectory(run_dirs[0].parent).write_json("search.json", found)
+    write_json(run_dirs[0].parent / "search.json", found)
     told = json.dumps(best) if best else "no run"
     console.print(f"least {settings.objective}{bounds}: {told}", markup=False, highlight=False, soft_wrap=True)
     return code

@@ -12,9 +12,9 @@ from typing import Any
 
 from goldfish.config import ConfigError, build
 from goldfish.runs.launch import ENDED, Outcome, running
-from goldfish.runs.owner import end_workers_with_this_process, owned
 from goldfish.runs.record import RunDirectory, RunDirectoryError, identity, run_dir_of
 from goldfish.runs.watch import Watch
+from goldfish.tools.owner import end_workers_with_this_process, owned
 from goldfish.tools.terminal import Console
 
 PATIENCE = 60.0  # seconds that jobs get to save

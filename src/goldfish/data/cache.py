@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from goldfish.runs.record import write_atomically
 from goldfish.tools import files as disk
+from goldfish.tools.writing import write_atomically
 
 META = "meta.json"
 ALWAYS_READ = 1 << 26  # bytes: a file up to this size is hashed at every opening (0.1 s at most)

@@ -32,8 +32,8 @@ from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import whole
 from goldfish.masks import Mask
 from goldfish.models.pretrained import load_model, load_tokenizer
-from goldfish.runs.record import RunDirectory, read_rows
-from goldfish.tools.files import FileError
+from goldfish.tools.files import FileError, read_rows
+from goldfish.tools.writing import write_rows
 
 BLOCK = 256  # rows of training text that are read at once
 
@@ -95,7 +95,7 @@ def evaluate_parts(
             made = _do(target, extraction, part, progress)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                RunDirectory(folder).write_rows(_file(part, folder).name, made)
+                write_rows(_file(part, folder), made)
         rows[part.setting is None].extend(made)
     return rows
 
@@ -129,10 +129,10 @@ def summarize_parts(
     extraction: Extraction,
     rows: list[Row],
     members: list[Row],
-    out: RunDirectory,
+    out: Path,
     similarity: Similarity | None = None,
 ) -> dict[str, Any]:
-    """Write extraction.parquet and membership.parquet; return the summary, which the caller writes when all is done.
+    """Write extraction.parquet and membership.parquet into `out`; return the summary, which the caller writes when all is done.
 
     `similarity`: also compare what continuations say with what the true suffixes say.
     """
@@ -146,9 +146,9 @@ def summarize_parts(
             shares = training_overlap(np.array([row["generated_ids"] for row in own]), target.training_text)
             for row, share in zip(own, shares.tolist(), strict=True):
                 row["training_overlap"] = share
-    out.write_rows("extraction.parquet", rows)
+    write_rows(out / "extraction.parquet", rows)
     if members:
-        out.write_rows("membership.parquet", members)
+        write_rows(out / "membership.parquet", members)
     short = [
         sum(len(document.ids) < setting.tokens for document in target.documents) for setting in extraction.settings
     ]

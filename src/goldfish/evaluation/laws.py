@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-from goldfish.runs.record import read_rows
-from goldfish.tools.files import read_object
+from goldfish.tools.files import read_object, read_rows
 
 
 class Law(NamedTuple):

@@ -25,10 +25,11 @@ from goldfish.evaluation.summary import SPLITS
 from goldfish.evaluation.utility import HARNESS, MAUVE, find_tasks, harness, mauve
 from goldfish.masks import Mask, NoMask
 from goldfish.models.pretrained import load_model, load_tokenizer
-from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.runs.record import RunDirectory
 from goldfish.tools.extras import require
 from goldfish.tools.files import read_csv, read_yaml
 from goldfish.tools.threads import cores, use_threads
+from goldfish.tools.writing import write_atomically
 from goldfish.training.strategies import Strategy
 
 

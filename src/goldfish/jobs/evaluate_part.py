@@ -5,8 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
-from goldfish.runs.owner import die_with_parent
-from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.runs.record import RunDirectory
+from goldfish.tools.owner import die_with_parent
+from goldfish.tools.writing import write_atomically
 
 
 def main() -> None:

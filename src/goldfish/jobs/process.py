@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 from goldfish.runs.job_log import configure_job_log
-from goldfish.runs.owner import die_with_parent
 from goldfish.runs.record import DISK_FULL, NO_SPACE, RunDirectory, is_first_process
+from goldfish.tools.owner import die_with_parent
 
 logger = logging.getLogger("goldfish")
 

@@ -25,9 +25,10 @@ from goldfish.evaluation.summary import flatten_metrics
 from goldfish.masks import Mask
 from goldfish.models.llama import LlamaSource, count_parameters
 from goldfish.objectives import Objective
-from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, write_atomically
+from goldfish.runs.record import SCHEMA, RunDirectory, environment, label
 from goldfish.tools.files import FileError
 from goldfish.tools.threads import computing_with, cores, threads_for, use_threads
+from goldfish.tools.writing import write_atomically, write_csv, write_json, write_lines
 from goldfish.training.callbacks import Exposure, Ledger, Memorization, Progress, stoppable
 from goldfish.training.checkpoints import (
     checkpoint_error,
@@ -183,8 +184,8 @@ def run(
         model.load_state_dict(weights)
         cast(torch.nn.Module, model).to(module.device)
     metrics = evaluate_run(model, prepared, seen, job.mask, job.evaluation, ngrams, record, command, on_progress)
-    record.write_csv(
-        "exposures.csv",
+    write_csv(
+        record.path / "exposures.csv",
         [*Exposure._fields],
         [(documents[e.document].id, *e[1:-1], " ".join(map(str, e.dropped_positions))) for e in exposures],
     )
@@ -195,14 +196,14 @@ def run(
             | dict(edits=[edit._asdict() for edit in training_rows.exposed(e.document, e.occurrence)[1]])
             for e in exposures
         ]
-        record.write_lines("edits.jsonl", edits)
+        write_lines(record.path / "edits.jsonl", edits)
     metrics["val_loss"] = module.val_loss
     log_hyperparameters(trainer.loggers, config, metrics)
     total = time.perf_counter() - started
     logger.info("%s", ", ".join(f"{name} {metrics[name]:.4g}" for name in COMPARED if name in metrics))
     record.report(state="finished", step=steps, steps=steps)
-    record.write_json(
-        "result.json",
+    write_json(
+        record.path / "result.json",
         {
             "schema": SCHEMA,
             "run": label(config),
@@ -260,11 +261,11 @@ def evaluate_run(
     record.report(state="writing")
     model.save_pretrained(record.path / "model")
     prepared.tokenizer.save_pretrained(record.path / "model")
-    record.write_json("environment.json", environment(command))
-    record.write_json("data.json", prepared.statistics)
-    record.write_lines("documents.jsonl", [vars(document) for document in documents])
-    summary = summarize_parts(target, extraction, rows, members, record)
-    record.write_json("summary.json", summary)
+    write_json(record.path / "environment.json", environment(command))
+    write_json(record.path / "data.json", prepared.statistics)
+    write_lines(record.path / "documents.jsonl", [vars(document) for document in documents])
+    summary = summarize_parts(target, extraction, rows, members, record.path)
+    write_json(record.path / "summary.json", summary)
     write_atomically(record.path / "metrics.csv", merged_metrics(record.path).to_csv(index=False))
     forget_previous(record.checkpoint)
     return flatten_metrics(summary["settings"][0])

@@ -19,10 +19,11 @@ from goldfish.data.tokenizer import TokenizerSource, encode
 from goldfish.evaluation.engine import ngrams_of
 from goldfish.jobs.train import evaluate_run
 from goldfish.models.llama import LlamaFromPretrained, LlamaSource, count_parameters
-from goldfish.runs.record import SCHEMA, RunDirectory, environment, label, read_rows, write_atomically
+from goldfish.runs.record import SCHEMA, RunDirectory, environment, label
 from goldfish.tools.extras import install, require
-from goldfish.tools.files import FileError
+from goldfish.tools.files import FileError, read_rows
 from goldfish.tools.threads import cores, threads_for, use_threads
+from goldfish.tools.writing import write_atomically, write_json, write_rows
 from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import latest_checkpoint
 from goldfish.training.feasible import memory_problem, shape_of
@@ -137,8 +138,8 @@ def run(
     else:
         found = _of_questions(job, job.questions, config, record, command, stop_requested, on_progress)
     record.report(state="finished", step=found["steps"], steps=found["steps"])
-    record.write_json(
-        "result.json",
+    write_json(
+        record.path / "result.json",
         {
             "schema": SCHEMA,
             "run": label(config),
@@ -184,8 +185,8 @@ def _of_questions(
     record.report(state="writing")
     model.save_pretrained(record.path / "model")
     tokenizer.save_pretrained(record.path / "model")
-    record.write_json("environment.json", environment(command))
-    record.write_rows("answers.parquet", answers)
+    write_json(record.path / "environment.json", environment(command))
+    write_rows(record.path / "answers.parquet", answers)
     write_atomically(record.path / "metrics.csv", merged_metrics(record.path).to_csv(index=False))
     return {
         "finetuned": finetuned and str(finetuned),

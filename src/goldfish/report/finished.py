@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from goldfish.config.former_names import with_current_names
-from goldfish.runs.record import read_rows
-from goldfish.tools.files import parse_json, parse_yaml, read_text, safe
+from goldfish.tools.files import parse_json, parse_yaml, read_rows, read_text, safe
 
 _METRICS = ("exact_match", "rouge_l", "longest_prefix")
 _NUMBER = (int, float, type(None))  # null: not measured in this run

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from goldfish.runs.record import write_atomically
+from goldfish.tools.writing import write_atomically
 
 
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from goldfish.report.finished import Evaluation, Run, collect, evaluations, unfinished
 from goldfish.report.tables import COLUMNS, Tables, pool, summarize, tabulate
-from goldfish.runs.record import RunDirectory, write_atomically
+from goldfish.tools.writing import write_atomically, write_rows
 
 if TYPE_CHECKING:
     from goldfish.report.figures import Drawing
@@ -84,7 +84,7 @@ def write_report(
     write_atomically(paths.csv, _csv(tables.runs))
     # Of plain objects: a missing k is null, not a float that is not a number.
     plain: Any = tables.runs.astype(object).where(tables.runs.notna(), None).to_dict("records")
-    RunDirectory(out_dir).write_rows("summary.parquet", plain)
+    write_rows(out_dir / "summary.parquet", plain)
     write_atomically(out_dir / "arms.csv", _csv(tables.arms.rename_axis("name").reset_index()))
     write_atomically(out_dir / "summary.tex", latex(tables))
     write_atomically(paths.html, page.render(tables, figures, title))

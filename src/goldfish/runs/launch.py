@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 from goldfish.runs.lease import lease, lock, locked, visible_gpus, wanted_gpus
-from goldfish.runs.owner import PARENT, is_abandoned
 from goldfish.runs.record import NO_SPACE, RunDirectory, RunDirectoryError
 from goldfish.tools.files import safe
+from goldfish.tools.owner import PARENT, is_abandoned
 
 ENDED = ("finished", "failed", "refused", "interrupted")
 LOCK = ".lock"

@@ -13,7 +13,6 @@ result.json        written LAST: its presence means "finished"
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import os
@@ -21,16 +20,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
 from goldfish.config.former_names import with_current_names
-from goldfish.runs.owner import owned
-from goldfish.tools.files import PARQUET, FileError, json_lines, read_object, read_yaml, reading, safe
+from goldfish.tools.files import FileError, json_lines, read_object, read_yaml, safe
+from goldfish.tools.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1
@@ -80,32 +78,6 @@ def run_dir_of(config: dict[str, Any]) -> Path:
 def is_first_process() -> bool:
     """Whether this is the first of the processes that train together (as Lightning, torchrun or SLURM number them)."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: a reader never sees half of it, a full disk leaves the old one."""
-    temporary = owned(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_rows(file: Path | BinaryIO) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as plain values; FileError if it is damaged (its pages have checksums).
-
-    Read without pyarrow's threads: one of them left at Python's end aborted 3 of 120 processes (pyarrow 26).
-    """
-    from pyarrow import parquet
-
-    with reading(file if isinstance(file, Path) else "its content", "a whole Parquet file"):
-        rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, **PARQUET).to_pylist()
-    return rows
 
 
 class RunDirectory:
@@ -186,31 +158,6 @@ class RunDirectory:
         numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
         texts = {key: safe(value) for key, value in progress.items() if isinstance(value, str)}
         return {"state": "unknown", **numbers, **texts} if isinstance(progress.get("state"), str) else {}
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file atomically."""
-        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
-
-    def write_lines(self, name: str, entries: list[dict[str, Any]]) -> None:
-        """Write a JSONL file atomically."""
-        write_atomically(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
-
-    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write a Parquet file atomically, a row of plain values each."""
-        import pyarrow
-        from pyarrow import parquet
-
-        buffer = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, write_page_checksum=True)
-        write_atomically(self.path / name, buffer.getvalue())
-
-    def write_csv(self, name: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-        """Write a CSV file atomically."""
-        import csv
-
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-        write_atomically(self.path / name, text.getvalue())
 
 
 def environment(command: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from goldfish.runs.owner import owned
 from goldfish.tools.files import FileError, read_object, reason
+from goldfish.tools.owner import owned
 
 _SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
 _CHECKED = 1 << 26  # bytes at each end of a file that are checked; the middle of a larger file is not checked

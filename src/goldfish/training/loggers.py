@@ -10,8 +10,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from goldfish.runs.owner import owned
-from goldfish.runs.record import write_atomically
+from goldfish.tools.owner import owned
+from goldfish.tools.writing import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

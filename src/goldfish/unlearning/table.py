@@ -7,8 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Column, Table
 
-from goldfish.runs.record import write_atomically
 from goldfish.tools.files import read_object
+from goldfish.tools.writing import write_atomically
 
 SHOWN = {
     "seed": "seed",

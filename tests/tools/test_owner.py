@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from goldfish.runs.owner import PARENT, is_abandoned, owned, owner
+from goldfish.tools.owner import PARENT, is_abandoned, owned, owner
 
 
 def test_a_process_whose_parent_is_gone_before_it_could_ask_to_die_with_it_ends_at_once():
-    code = "import signal; from goldfish.runs.owner import die_with_parent; die_with_parent(signal.SIGKILL); print('alive')"
+    code = "import signal; from goldfish.tools.owner import die_with_parent; die_with_parent(signal.SIGKILL); print('alive')"
     gone, here = (
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {PARENT: str(pid)}, capture_output=True, check=False
@@ -31,7 +31,7 @@ def test_workers_of_joblib_end_with_the_process_that_was_killed(tasks):
     code = f"""
 import os, threading, time
 from joblib import Parallel, delayed
-from goldfish.runs.owner import end_workers_with_this_process
+from goldfish.tools.owner import end_workers_with_this_process
 end_workers_with_this_process()
 threading.Timer(2.0, lambda: os.kill(os.getpid(), 9)).start()
 Parallel(n_jobs=2, backend="loky")(delayed(time.sleep)(60) for _ in range({tasks}))
