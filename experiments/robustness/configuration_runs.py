@@ -97,7 +97,7 @@ def _work_of(job: Any) -> int:
     if job.strategy.processes != 1 or job.strategy.compile:
         return 1 << 60
     if isinstance(job, UnlearningJob):
-        people, layers = getattr(job.questions, "authors", 0) * 10, job.shape.num_hidden_layers if job.model else 1
+        people, layers = getattr(job.questions, "authors", 0) * 10, job.task.shape.num_hidden_layers if job.model else 1
         return layers * people * (20 * job.epochs + job.answer_tokens)
     steps = job.trainer.steps(job.data.steps)
     if job.data.max_supervised_tokens:

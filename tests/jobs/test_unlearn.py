@@ -18,6 +18,7 @@ from goldfish.config import ConfigError, build, home
 from goldfish.jobs.unlearn import UnlearningJob, run
 from goldfish.runs.launch import launch
 from goldfish.runs.record import RunDirectory, identity, run_dir_of
+from goldfish.tools.files import FileError
 
 METHODS = sorted(path.stem for path in (home() / "conf" / "unlearning").glob("*.yaml"))
 TINY = [
@@ -59,7 +60,7 @@ def study(tmp_path_factory):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_built_from_its_file(method):
-    assert build(UnlearningJob, composed(f"unlearning={method}")).method.takes
+    assert build(UnlearningJob, composed(f"unlearning={method}")).unlearning.takes
 
 
 def test_every_arm_of_the_experiment_builds():
@@ -144,6 +145,18 @@ def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(stu
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert result(whole)["metrics"] == result(done)["metrics"]
     assert pd.read_csv(whole / "metrics.csv").equals(pd.read_csv(done / "metrics.csv"))
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_trained(study):
+    config = composed("unlearning=gradient_ascent", "epochs=2", "checkpoint_every=1000", "retain_only=null", study)
+    with stopped_after(2):
+        do(config)
+    last = RunDirectory(run_dir_of(config)).checkpoint
+    content = torch.load(last, weights_only=True)
+    content["state_dict"] = {name: weight[:1].clone() for name, weight in content["state_dict"].items()}
+    torch.save(content, last)
+    with pytest.raises(FileError, match=r"last.ckpt: a checkpoint of another model \(model.* is of shape \(1"):
+        do(config)
 
 
 @pytest.mark.slow

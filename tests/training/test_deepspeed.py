@@ -7,7 +7,8 @@ import torch
 from whole_runs import assert_one_run, do, job, ledger, result, weights
 
 from goldfish.config import build
-from goldfish.jobs.train import Job, _checkpoint
+from goldfish.jobs.base import Run
+from goldfish.jobs.train import Job
 from goldfish.objectives.next_token import NextToken
 from goldfish.runs.record import RunDirectory
 from goldfish.training.deepspeed import DeepSpeed
@@ -74,4 +75,4 @@ def test_checkpoints_of_another_strategy_are_refused(tiny, tmp_path, as_if_insta
     alone = do(tiny(), tmp_path / "alone")
     config = tiny(*ZERO, f"ckpt={RunDirectory(alone).checkpoint}")
     with pytest.raises(ValueError, match=r"do not read each other's checkpoints"):
-        _checkpoint(build(Job, config), RunDirectory(tmp_path / "run"), None)
+        Run.open(config, tmp_path / "run", "", bool).checkpoint(build(Job, config), None)

@@ -36,6 +36,12 @@ class Batches:
         self.steps_of_epoch = -(-len(lead) // batch_size)
         self.steps = epochs * self.steps_of_epoch
 
+    @property
+    def tokens_of_epoch(self) -> int:
+        """Tokens of all rows of the first epoch's steps."""
+        sets = (rows for step in range(self.steps_of_epoch) for rows in self(step).values())
+        return sum(len(row.prompt) + len(row.answer) for rows in sets for row in rows)
+
     def __call__(self, step: int) -> dict[str, list[Row]]:
         """Set -> rows, as many of each."""
         epoch, place = divmod(step, self.steps_of_epoch)
