@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from goldfish.config import build
 from goldfish.config.checks import Count, Natural
@@ -25,11 +24,10 @@ from goldfish.evaluation.summary import SPLITS
 from goldfish.evaluation.utility import HARNESS, MAUVE, find_tasks, harness, mauve
 from goldfish.masks import Mask, NoMask
 from goldfish.models.pretrained import load_model, load_tokenizer
-from goldfish.runs.record import RunDirectory
+from goldfish.runs.record import RunDirectory, freeze, is_unfinished
 from goldfish.tools.extras import require
-from goldfish.tools.files import read_csv, read_yaml
+from goldfish.tools.files import read_csv
 from goldfish.tools.threads import cores, use_threads
-from goldfish.tools.writing import write_atomically
 from goldfish.training.strategies import Strategy
 
 
@@ -96,22 +94,15 @@ class EvaluationJob:
 
         ValueError if the folder holds a finished evaluation, or an unfinished one of another configuration.
         """
-        frozen = self.out / "config.yaml"
         if (self.out / "summary.json").exists():
             shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
             raise ValueError(
                 f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
             )
-        if frozen.exists():
-            if _identity(read_yaml(frozen)) != _identity(config):
-                raise ValueError(
-                    f"{self.out} holds an unfinished evaluation of another configuration; nothing was changed. "
-                    "Give another out=..., or remove it"
-                )
-            return True
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
-        return False
+        is_continued = is_unfinished(self.out, config, _identity, "evaluation", "out")
+        if not is_continued:
+            freeze(self.out, config)
+        return is_continued
 
     def load(self, rank: int = 0) -> EvaluationTarget:
         """Read the model and the documents; ValueError names a file that is not what it should be."""

@@ -5,15 +5,16 @@ Started by goldfish-train; type it yourself to debug a run in the foreground. Ex
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from goldfish.runs.job_log import configure_job_log
 from goldfish.runs.record import DISK_FULL, NO_SPACE, RunDirectory, is_first_process
@@ -47,18 +48,20 @@ def main() -> int:
     # The first process, a child of goldfish-train, saves and ends. Any other may be waiting for the dead one for ever.
     die_with_parent(signal.SIGTERM if is_first_process() else signal.SIGKILL)
     config = record.config()
-    run: Any
-    if "unlearning" in config:
-        from goldfish.jobs.unlearn import run
-    else:
-        from goldfish.jobs.train import run  # after the signal handlers: torch takes seconds to import
+    # After the signal handlers: torch takes seconds to import.
+    job = importlib.import_module(f"goldfish.jobs.{'unlearn' if 'unlearning' in config else 'train'}")
+    importing = False
+    return _exit_code(record, lambda: job.run(config, record.path, command, stop_requested=lambda: bool(requests)))
+
+
+def _exit_code(record: RunDirectory, run: Callable[[], None]) -> int:
+    """Run the job; report how it ended if it did not finish."""
     from goldfish.config import ConfigError
     from goldfish.tools.files import FileError, safe
     from goldfish.training.callbacks import Interrupted
 
-    importing = False
     try:
-        run(config, record.path, command, stop_requested=lambda: bool(requests))
+        run()
     except Interrupted as stopped:
         record.report(state="interrupted", error=str(stopped))
         return 130

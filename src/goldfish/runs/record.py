@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -104,21 +105,18 @@ class RunDirectory:
                 f"{self.path} already holds a finished run; nothing was changed. Its numbers: goldfish-report {self.path}. "
                 "To run again, change something (seed=1), or remove the folder"
             )
-        frozen = self.path / "config.yaml"
-        if frozen.exists():
-            if identity(self.config()) != identity(config):
-                raise RunDirectoryError(
-                    f"{self.path} holds an unfinished run of another configuration; nothing was changed. "
-                    "Give another run_dir=..., or remove the folder"
-                )
-        elif self.path.exists() and any(not path.match(f".{frozen.name}.*") for path in self.path.iterdir()):
+        is_continued = is_unfinished(self.path, config, identity, "run", "run_dir")
+        if (
+            not is_continued
+            and self.path.exists()
+            and any(not one.match(".config.yaml.*") for one in self.path.iterdir())
+        ):
             raise RunDirectoryError(f"{self.path} is not empty and holds no run; give another run_dir=...")
         if config.get("ckpt", "last") is None and self.checkpoint.exists():
             raise RunDirectoryError(
                 f"{self.path} holds a checkpoint, and ckpt=null asks for a fresh start; type ckpt=last to continue, or remove the folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(frozen, yaml.safe_dump(config, sort_keys=False))
+        freeze(self.path, config)
 
     def config(self) -> dict[str, Any]:
         """The frozen configuration, classes by their current names; FileError if it is damaged."""
@@ -158,6 +156,29 @@ class RunDirectory:
         numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
         texts = {key: safe(value) for key, value in progress.items() if isinstance(value, str)}
         return {"state": "unknown", **numbers, **texts} if isinstance(progress.get("state"), str) else {}
+
+
+def is_unfinished(
+    folder: Path, config: dict[str, Any], identity_of: Callable[[dict[str, Any]], Any], kind: str, key: str
+) -> bool:
+    """Whether `folder` holds a frozen configuration, which must compute the same as `config` by `identity_of`.
+
+    RunDirectoryError if it does not: it names the `kind` of work in the folder, and the `key` that names another folder.
+    """
+    if not (folder / "config.yaml").exists():
+        return False
+    if identity_of(RunDirectory(folder).config()) != identity_of(config):
+        raise RunDirectoryError(
+            f"{folder} holds an unfinished {kind} of another configuration; nothing was changed. "
+            f"Give another {key}=..., or remove the folder"
+        )
+    return True
+
+
+def freeze(folder: Path, config: dict[str, Any]) -> None:
+    """Write the configuration into `folder`, from which the work is done and continued."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def environment(command: str) -> dict[str, Any]:
