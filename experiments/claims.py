@@ -2,7 +2,7 @@
 
 python experiments/claims.py NAME [--logs logs]    reads logs/STUDY for each study of the claim; without those folders
                                                    it draws again from experiments/NAME/results.csv
-A claim is an entry of CLAIMS: what is read of each run, and what is drawn against what.
+A claim is a file experiments/NAME/claim.yaml: what is read of each run, and what is drawn against what; see `Claim`.
 """
 
 import argparse
@@ -20,11 +20,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from goldfish.report.figures import GREY, headline, legend, looks, style, svg_text, whiskers
-from goldfish.report.markdown import markdown, put_markdown
-from goldfish.report.tables import combine, mean_text
+from goldfish.report.intervals import combine, mean_text
+from goldfish.report.markdown import markdown, publish
 
 HERE = Path(__file__).parent
-INJECTED = "greedy.injected.metrics"
+# Columns of many claims -> their place in a run's files, and what tables and figures call them.
+COMMON = {
+    "exact_match": ("greedy.injected.metrics.exact_match.mean", "exact match"),
+    "rouge_l": ("greedy.injected.metrics.rouge_l.mean", "RougeL"),
+    "longest_prefix": ("greedy.injected.metrics.longest_prefix.mean", "longest prefix"),
+    "val_loss": ("result.metrics.val_loss", "validation loss"),
+    "supervised_tokens": ("result.tokens.supervised", "supervised tokens"),
+    "input_tokens": ("result.tokens.input", "input tokens"),
+    "seconds": ("result.seconds.total", "seconds"),
+    "cost": ("result.cost", "FLOPs a token"),
+    "never_seen_rep_32": ("greedy.never_seen.metrics.rep_32.mean", "rep-32"),
+    "never_seen_distinct_2": ("greedy.never_seen.metrics.distinct_2.mean", "distinct-2"),
+}
 
 
 class Claim(NamedTuple):
@@ -33,6 +45,7 @@ class Claim(NamedTuple):
 
     `x`: the column along the x axis; `lines`: the column whose values are lines of their own (of panels with one column).
     `table`: column -> heading. `arms`: those shown, in this order, of any study. `control`: the arm drawn as a level.
+    In claim.yaml a name of COMMON needs no place and no heading, and a panel of one line only its column.
     """
 
     title: str
@@ -53,357 +66,40 @@ class Claim(NamedTuple):
         return any(place.startswith("setting.") for place in self.columns.values())
 
 
-MEMORIZATION = {
-    "exact_match": f"{INJECTED}.exact_match.mean",
-    "rouge_l": f"{INJECTED}.rouge_l.mean",
-    "longest_prefix": f"{INJECTED}.longest_prefix.mean",
-    "val_loss": "result.metrics.val_loss",
-}
-SHOWN = {
-    "exact_match": "exact match",
-    "rouge_l": "RougeL",
-    "longest_prefix": "longest prefix",
-    "val_loss": "validation loss",
-}
-PANELS = {label: {label: column} for column, label in SHOWN.items() if column != "longest_prefix"}
+def load(name: str) -> Claim:
+    """The claim in experiments/NAME/claim.yaml."""
+    given = yaml.safe_load((HERE / name / "claim.yaml").read_text(encoding="utf-8"))
+    place, heading = (dict(zip(COMMON, values, strict=True)) for values in zip(*COMMON.values(), strict=True))
+    panels = given["panels"]
+    panels = {heading[column]: column for column in panels} if isinstance(panels, list) else panels
+    given["panels"] = {label: {label: of} if isinstance(of, str) else of for label, of in panels.items()}
+    given["columns"], given["table"] = _filled(given["columns"], place), _filled(given["table"], heading)
+    return Claim(**given)
 
 
-def memorization(**more: tuple[str, str]) -> dict[str, Any]:
-    """Columns, table and panels of a claim on memorization; `more`: further columns, place and heading of each."""
-    return {
-        "columns": MEMORIZATION | {column: place for column, (place, _) in more.items()},
-        "table": SHOWN | {column: heading for column, (_, heading) in more.items()},
-        "panels": PANELS,
-    }
+def _filled(given: list[str] | dict[str, str | None], common: dict[str, str]) -> dict[str, str]:
+    return {name: (given[name] if isinstance(given, dict) else None) or common[name] for name in given}
 
 
-SUPERVISED = ("result.tokens.supervised", "supervised tokens")
-SECONDS = ("result.seconds.total", "seconds")
-OBJECTIVE = MEMORIZATION | {
-    "never_seen_rep_32": "greedy.never_seen.metrics.rep_32.mean",
-    "never_seen_distinct_2": "greedy.never_seen.metrics.distinct_2.mean",
-    "cost": "result.cost",
-    "input_tokens": "result.tokens.input",
-}
-OBJECTIVE_SHOWN = SHOWN | {
-    "never_seen_rep_32": "rep-32",
-    "never_seen_distinct_2": "distinct-2",
-    "cost": "FLOPs a token",
-    "input_tokens": "input tokens",
-}
-OBJECTIVE_PANELS = {
-    label: {label: column}
-    for label, column in (
-        ("RougeL", "rouge_l"),
-        ("validation loss", "val_loss"),
-        ("rep-32, never-seen documents", "never_seen_rep_32"),
-    )
-}
-BENCHMARKS = ("capitals", "continents", "nationalities")
-K = ("k3", "k4", "k8", "k32", "k128", "standard")
-ON_OBJECTIVES = dict(
-    x="arm", xlabel="run", columns=OBJECTIVE, table=OBJECTIVE_SHOWN, panels=OBJECTIVE_PANELS, ordered=False
-)
-ACROSS_K = dict(x="arm", xlabel="k (standard: nothing is dropped)", studies=("k_sweep",))
-
-CLAIMS = {
-    "k_sweep": Claim(
-        "Memorization grows with k; up to k = 8 nothing comes back verbatim",
-        **memorization(),
-        arms=("control", *K),
-        control="control",
-        **ACROSS_K,
-    ),
-    "k_supervised_match": Claim(
-        "What k costs at equal input tokens (k_sweep) and at equal supervised tokens",
-        "arm",
-        "k (standard: nothing is dropped)",
-        columns=MEMORIZATION | {"input_tokens": "result.tokens.input", "supervised_tokens": "result.tokens.supervised"},
-        table=SHOWN | {"input_tokens": "input tokens", "supervised_tokens": "supervised tokens"},
-        panels={label: {label: column} for label, column in (("validation loss", "val_loss"), ("RougeL", "rouge_l"))},
-        lines="study",
-        studies=("k_sweep", "k_supervised_match"),
-        arms=K,
-    ),
-    "divergence": Claim(
-        "The first wrong token of a continuation sits where the mask dropped one",
-        columns={name: f"greedy.injected.divergence.{name}" for name in ("diverged", "on_dropped", "share", "chance")},
-        table={"diverged": "diverged", "on_dropped": "on a dropped token", "share": "share", "chance": "by chance"},
-        panels={"share of first wrong tokens": {"measured": "share", "chance": "chance"}},
-        arms=K[:-1],
-        **ACROSS_K,
-    ),
-    "membership_inference": Claim(
-        "Loss still tells what was trained on",
-        columns={
-            f"{score}_{name}": f"membership.{score}.{key}"
-            for score in ("loss", "zlib", "min_kpp_20")
-            for name, key in (("auc", "auc"), ("tpr", "tpr_at_1%"))
-        },
-        table={
-            f"{score}_{name}": f"{label}: {what}"
-            for score, label in (("loss", "loss"), ("zlib", "zlib"), ("min_kpp_20", "min-k++"))
-            for name, what in (("auc", "AUC"), ("tpr", "TPR"))
-        },
-        panels={
-            "AUC (0.5 is chance)": {"loss": "loss_auc", "zlib": "zlib_auc", "min-k++ 20 %": "min_kpp_20_auc"},
-            "TPR at < 1 % false positives": {
-                "loss": "loss_tpr",
-                "zlib": "zlib_tpr",
-                "min-k++ 20 %": "min_kpp_20_tpr",
-            },
-        },
-        arms=K,
-        **ACROSS_K,
-    ),
-    "beam_search": Claim(
-        "30 beams against greedy decoding",
-        columns={
-            f"{way}_{metric}": f"{way}.injected.metrics.{metric}.mean"
-            for metric in ("exact_match", "rouge_l")
-            for way in ("greedy", "beam")
-        },
-        table={
-            "greedy_exact_match": "exact match, greedy",
-            "beam_exact_match": "30 beams",
-            "greedy_rouge_l": "RougeL, greedy",
-            "beam_rouge_l": "30 beams",
-        },
-        panels={
-            "exact match": {"greedy": "greedy_exact_match", "30 beams": "beam_exact_match"},
-            "RougeL": {"greedy": "greedy_rouge_l", "30 beams": "beam_rouge_l"},
-        },
-        arms=K,
-        **ACROSS_K,
-    ),
-    "paraphrase_leakage": Claim(
-        "Do continuations say what the true text says?",
-        columns={
-            f"{split}_{metric}": f"evaluation.{split}.metrics.{metric}.mean"
-            for split in ("injected", "never_seen")
-            for metric in ("cosine", "bert_f1", "rouge_l")
-        },
-        table={
-            "injected_rouge_l": "RougeL",
-            "injected_cosine": "cosine",
-            "injected_bert_f1": "BERTScore",
-            "never_seen_rouge_l": "RougeL, never seen",
-            "never_seen_cosine": "cosine, never seen",
-            "never_seen_bert_f1": "BERTScore, never seen",
-        },
-        panels={
-            label: {"injected": f"injected_{metric}", "never seen": f"never_seen_{metric}"}
-            for metric, label in (
-                ("rouge_l", "RougeL"),
-                ("cosine", "cosine of embeddings"),
-                ("bert_f1", "BERTScore F1"),
-            )
-        },
-        arms=("control", *K),
-        **ACROSS_K,
-    ),
-    "mauve": Claim(
-        "How like true text are continuations of documents that were never seen?",
-        columns={
-            "mauve": "evaluation.never_seen.mauve.mauve",
-            "distinct_4": "evaluation.never_seen.metrics.distinct_4.mean",
-            "val_loss": "result.metrics.val_loss",
-        },
-        table={"mauve": "MAUVE", "distinct_4": "distinct-4", "val_loss": "validation loss"},
-        panels={"MAUVE": {"MAUVE": "mauve"}, "distinct 4-grams": {"distinct-4": "distinct_4"}},
-        arms=("control", *K),
-        **ACROSS_K,
-    ),
-    "masks": Claim(
-        "Masks by position protect only what stands still; hashes of 3 to 50 tokens protect everywhere",
-        "arm",
-        "mask, all with k = 4",
-        columns=MEMORIZATION
-        | {f"{name}_without": f"without_separator.injected.metrics.{name}.mean" for name in ("exact_match", "rouge_l")},
-        table={
-            "exact_match": "exact match",
-            "exact_match_without": "without the separator",
-            "rouge_l": "RougeL",
-            "rouge_l_without": "without the separator",
-            "longest_prefix": "longest prefix",
-            "val_loss": "validation loss",
-        },
-        panels={
-            **{
-                label: {"prompt with the separator": name, "without": f"{name}_without"}
-                for name, label in (("exact_match", "exact match"), ("rouge_l", "RougeL"))
-            },
-            "validation loss": {"validation loss": "val_loss"},
-        },
-        ordered=False,
-    ),
-    "near_duplicates": Claim(
-        "Slightly different copies leak at h = 13, much less at h = 4",
-        "edit_rate",
-        "share of tokens replaced in each exposure",
-        columns={"edit_rate": "config.data.injection.edit_rate"} | MEMORIZATION,
-        table=SHOWN,
-        panels=PANELS,
-        lines="arm",
-    ),
-    "code_and_prose": Claim(
-        "Code (functions of Python packages) leaks a little more than prose (Factbook) at the same k",
-        "arm",
-        "k (standard: nothing is dropped)",
-        columns={"text": "config.data.corpus._target_"} | MEMORIZATION,
-        table=SHOWN,
-        panels=PANELS,
-        lines="text",
-        studies=("code_and_prose", "k_sweep"),
-        arms=("control", "k3", "k4", "k8", "k32", "standard"),
-    ),
-    "released_hash": Claim(
-        "The released code's hash and ours",
-        "arm",
-        "hash, k and h",
-        **memorization(supervised_tokens=SUPERVISED),
-        ordered=False,
-    ),
-    "extreme_memorization": Claim(
-        "A pretrained model reads ten documents twelve times: all come back, or none",
-        "arm",
-        "loss (4: goldfish with k = 4)",
-        **memorization(never_seen_rouge_l=("greedy.never_seen.metrics.rouge_l.mean", "RougeL, never seen")),
-        control="control",
-        ordered=False,
-    ),
-    "benchmarks": Claim(
-        "What a pretrained model still knows: share of right answers of four",
-        "arm",
-        "loss (control: other text)",
-        columns={name: f"tasks.{name}.acc" for name in BENCHMARKS} | {"val_loss": "result.metrics.val_loss"},
-        table={name: name for name in BENCHMARKS} | {"val_loss": "validation loss"},
-        panels={name: {name: name} for name in BENCHMARKS},
-        studies=("extreme_memorization",),
-        ordered=False,
-    ),
-    "quickstart": Claim(
-        "Masks by hash protect, those by position do not",
-        "arm",
-        "run",
-        **memorization(supervised_tokens=SUPERVISED, seconds=SECONDS),
-        ordered=False,
-    ),
-    "optuna_k": Claim(
-        "Values of k that Optuna proposed: which costs least and leaks nothing?",
-        "k",
-        "k",
-        columns={"k": "result.k"} | MEMORIZATION,
-        table=SHOWN,
-        panels=PANELS,
-    ),
-    "quickstart_large": Claim(
-        "An 8 times larger model: the same picture",
-        "arm",
-        "run",
-        **memorization(seconds=SECONDS),
-        ordered=False,
-    ),
-    "memfree": Claim(
-        "MemFree decoding: nothing verbatim, half of it in other spelling",
-        "arm",
-        "run",
-        columns={"decoding": "setting.decoding"}
-        | {
-            metric: f"setting.injected.metrics.{metric}.mean"
-            for metric in ("exact_match", "longest_prefix", "rouge_l", "bleu", "bleu_over_75")
-        }
-        | {"never_seen_rouge_l": "setting.never_seen.metrics.rouge_l.mean"},
-        table={
-            "exact_match": "exact match",
-            "longest_prefix": "longest prefix",
-            "rouge_l": "RougeL",
-            "bleu": "word BLEU",
-            "bleu_over_75": "BLEU > 0.75",
-            "never_seen_rouge_l": "RougeL, never seen",
-        },
-        panels={"exact match": {"exact match": "exact_match"}, "RougeL": {"RougeL": "rouge_l"}},
-        lines="decoding",
-        ordered=False,
-    ),
-    "tofu_small": Claim(
-        "Unlearning four of forty invented authors: what is left of them, and of the rest",
-        "arm",
-        "method",
-        columns={
-            name: f"result.metrics.{name}"
-            for name in (
-                *(
-                    f"{part}_{metric}"
-                    for part in ("forget", "retain", "real_authors", "world_facts")
-                    for metric in ("probability", "rouge_l", "truth_ratio")
-                ),
-                *("model_utility", "forget_quality"),
-            )
-        },
-        table={
-            "forget_probability": "P(forget)",
-            "forget_rouge_l": "RougeL, forget",
-            "forget_truth_ratio": "truth ratio, forget",
-            "retain_probability": "P(retain)",
-            "real_authors_rouge_l": "RougeL, real authors",
-            "world_facts_rouge_l": "RougeL, world facts",
-            "model_utility": "utility",
-            "forget_quality": "forget quality",
-        },
-        panels={
-            "RougeL, to be forgotten": {"RougeL": "forget_rouge_l"},
-            "model utility": {"utility": "model_utility"},
-            "forget quality, p": {"p": "forget_quality"},
-        },
-        ordered=False,
-    ),
-    "mile": Claim(
-        "Losses that weigh tokens: memorization, loss, repetition",
-        studies=("mitigations",),
-        arms=(
-            "standard",
-            "mile",
-            "focal",
-            "label_smoothing",
-            "hashed_k4",
-            "hashed_k4_mile",
-            "hashed_k32",
-            "hashed_k32_mile",
-        ),
-        **ON_OBJECTIVES,
-    ),
-    "self_contrastive": Claim(
-        "Trained to differ from a premature model: memorization, loss, repetition",
-        studies=("mitigations",),
-        arms=("standard", "self_contrastive", "hashed_k4_self_contrastive"),
-        **ON_OBJECTIVES,
-    ),
-    "patch_level": Claim(
-        "Patches of tokens: memorization, loss, repetition",
-        **ON_OBJECTIVES,
-    ),
-}
+def names() -> list[str]:
+    """The claims there are."""
+    return sorted(file.parent.name for file in HERE.glob("*/claim.yaml"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=CLAIMS)
+    parser.add_argument("name", choices=names())
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the studies")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the claims' folders")
     options = parser.parse_args()
-    claim, out = CLAIMS[options.name], options.out / options.name
+    claim, out = load(options.name), options.out / options.name
     out.mkdir(parents=True, exist_ok=True)
     folders = [options.logs / study for study in claim.studies or (options.name,)]
     if all(folder.is_dir() for folder in folders):
         rows = read(claim, folders)
         rows.to_csv(out / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
     rows = pd.read_csv(out / "results.csv")
-    (out / "figure.svg").write_text(draw(claim, rows, options.name), encoding="utf-8")
-    text = table(claim, rows)
-    print(text)
-    if (readme := out / "README.md").exists():
-        put_markdown(readme, text)
+    publish(out, draw(claim, rows, options.name), table(claim, rows))
 
 
 def read(claim: Claim, folders: list[Path]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from goldfish.evaluation.laws import Law, extracted_documents, fit
 from goldfish.evaluation.statistics import interval
 from goldfish.report.figures import BLUE, VERMILION, style, svg_text
-from goldfish.report.markdown import markdown, put_markdown
+from goldfish.report.markdown import markdown, publish
 
 # law -> the column that is varied, and what it is
 LAWS = {
@@ -48,10 +48,7 @@ def main() -> None:
     table = pd.DataFrame([[*key, *(getattr(line, name) for name in names)] for key, line in fits.items()])
     table.columns = pd.Index(["law", "decoding", *names])
     table.to_csv(options.out / "fits.csv", index=False, float_format="%.3f", lineterminator="\n")
-    (options.out / "figure.svg").write_text(draw(rows, fits), encoding="utf-8")
-    print(text := told(rows, fits))
-    if (readme := options.out / "README.md").exists():
-        put_markdown(readme, text)
+    publish(options.out, draw(rows, fits), told(rows, fits))
 
 
 def extracted(rows: pd.DataFrame, law: str) -> pd.DataFrame:

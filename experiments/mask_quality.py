@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from goldfish.data.corpus import Factbook
 from goldfish.data.tokenizer import SEPARATOR
 from goldfish.masks import HashedMask, HashTableMask
-from goldfish.report.figures import GREY, LOOKS, STYLE
+from goldfish.report.figures import GREY, LOOKS, style
 
 LARGEST_BPE = 32_000  # asked for; the text's words are all merged at 29 116 tokens
 
@@ -140,9 +140,7 @@ def draw(csv: Path) -> str:
     ks = sorted(table["k"].unique())
     positions = {h: x for x, h in enumerate(sorted(table["h"].unique()))}
     names = {"hashed": "hashed (ours)", "hash_table": "hash_table (released)"}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a personal matplotlibrc must not change the figure
-        matplotlib.rcParams.update(STYLE)
+    with style():
         figure = Figure(figsize=(10, 5.2), layout="constrained")
         columns = min(4, len(ks))
         grid = figure.subplots(math.ceil(len(ks) / columns), columns, sharex=True, sharey=True, squeeze=False)

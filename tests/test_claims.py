@@ -12,6 +12,7 @@ import pytest
 from whole_runs import do, result
 
 from goldfish.config import home
+from goldfish.report.markdown import put_markdown
 
 EXPERIMENTS = home() / "experiments"
 
@@ -35,9 +36,9 @@ def results(name):
     return pd.read_csv(EXPERIMENTS / name / "results.csv")
 
 
-@pytest.mark.parametrize("name", claims.CLAIMS)
+@pytest.mark.parametrize("name", claims.names())
 def test_a_claims_figure_and_table_come_from_its_csv(name):
-    claim, rows = claims.CLAIMS[name], results(name)
+    claim, rows = claims.load(name), results(name)
     assert not DRAWS_ALIKE or claims.draw(claim, rows, name) == (EXPERIMENTS / name / "figure.svg").read_text()
     assert claims.table(claim, rows) in (EXPERIMENTS / name / "README.md").read_text()
     seeds = rows.groupby([claim.x, claim.lines or claim.x])["seed"].nunique()
@@ -75,7 +76,7 @@ def test_the_figure_and_the_table_of_all_strategies_come_from_their_csv():
 
 
 def test_another_number_in_the_csv_is_another_figure_and_another_table():
-    claim, rows = claims.CLAIMS["k_sweep"], results("k_sweep")
+    claim, rows = claims.load("k_sweep"), results("k_sweep")
     other = rows.assign(rouge_l=rows["rouge_l"].where(rows["arm"] != "k8", 0.9))
     assert claims.draw(claim, rows, "k_sweep") != claims.draw(claim, other, "k_sweep")
     assert "0.9" in claims.table(claim, other) and claims.table(claim, other) != claims.table(claim, rows)
@@ -93,12 +94,12 @@ def test_a_claim_reads_its_columns_where_a_run_writes_them(tiny, tmp_path):
         ),
         study / "k4",
     )
-    row = claims.read(claims.CLAIMS["k_sweep"], [study]).iloc[0]
+    row = claims.read(claims.load("k_sweep"), [study]).iloc[0]
     metrics = result(done)["metrics"]
     assert (row["rouge_l"], row["val_loss"]) == (metrics["rouge_l"], metrics["val_loss"])
     of_run = claims.files(done, result(done))
     of_run |= {"setting": of_run["settings"][0]}
-    trained = [claim for name, claim in claims.CLAIMS.items() if name != "tofu_small"]
+    trained = [claims.load(name) for name in claims.names() if name != "tofu_small"]
     places = {place for claim in trained for place in claim.columns.values()}
     elsewhere = ("evaluation.", "tasks.")  # written by goldfish-eval
     missing = [place for place in places if claims.at(of_run, place) is None and not place.startswith(elsewhere)]
@@ -141,5 +142,5 @@ def test_the_readmes_table_says_what_the_csv_files_say():
 def test_a_readme_that_has_lost_its_table_is_told_and_stays(tmp_path):
     (tmp_path / "README.md").write_text("| other | table |\n")
     with pytest.raises(ValueError, match=r"README.md: has no table that begins with \| arm \|"):
-        claims.put_markdown(tmp_path / "README.md", "| arm | exact |\n| --- | --- |\n")
+        put_markdown(tmp_path / "README.md", "| arm | exact |\n| --- | --- |\n")
     assert (tmp_path / "README.md").read_text() == "| other | table |\n"

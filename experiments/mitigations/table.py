@@ -16,8 +16,8 @@ from transformers import LlamaConfig
 
 from goldfish.models.estimate import flops_per_token
 from goldfish.report.figures import GREY, INK, label, style, svg_text
-from goldfish.report.markdown import markdown, put_markdown
-from goldfish.report.tables import mean_text
+from goldfish.report.intervals import mean_text
+from goldfish.report.markdown import markdown, publish
 
 HERE = Path(__file__).parent
 SHOWN = {
@@ -68,10 +68,7 @@ def main() -> None:
         found.sort(key=lambda row: (arms.index(row["arm"].partition(" + ")[0]), row["arm"], row["seed"]))
         pd.DataFrame(found).to_csv(HERE / "results.csv", index=False, float_format="%.6g", lineterminator="\n")
     rows = pd.read_csv(HERE / "results.csv")
-    (HERE / "figure.svg").write_text(draw(rows), encoding="utf-8")
-    text = table(rows)
-    print(text)
-    put_markdown(HERE / "README.md", text)
+    publish(HERE, draw(rows), table(rows))
 
 
 def draw(rows: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from goldfish.report.figures import looks, style, svg_text
-from goldfish.report.markdown import markdown, put_markdown
+from goldfish.report.markdown import markdown, publish
 
 HERE = Path(__file__).parent
 LOSSES = ("train/loss_kept", "train/loss_dropped", "val/loss")
@@ -29,10 +29,8 @@ def main() -> None:
         compare(
             {path.parent.name.rpartition("-")[0]: curves(path.parent) for path in sorted(study.glob("*/result.json"))}
         )
-    (HERE / "figure.svg").write_text(draw(pd.read_csv(HERE / "distances.csv", index_col="step")), encoding="utf-8")
-    text = table(pd.read_csv(HERE / "results.csv"))
-    print(text)
-    put_markdown(HERE / "README.md", text)
+    distances, results = pd.read_csv(HERE / "distances.csv", index_col="step"), pd.read_csv(HERE / "results.csv")
+    publish(HERE, draw(distances), table(results))
 
 
 def compare(runs: dict[str, pd.DataFrame]) -> None:

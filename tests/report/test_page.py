@@ -50,7 +50,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Write a page, open it in a browser 400 pixels wide, click, and return what was seen."""
     if BROWSER is None:
         pytest.skip("no browser to look at the page with: install chromium or google-chrome")
-    from report.test_report import document, make_run, make_study
+    from report.small_studies import document, make_run, make_study
 
     monkeypatch.setattr(drawings, "draw", lambda *_: {})
     evil = "<img src=https://example.org/x onerror=alert(1)>"

@@ -1,17 +1,14 @@
 """One figure of what a configuration would train on: lengths of documents, and when exposures happen."""
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from goldfish.report.figures import BLUE, INK, STYLE, headline, svg_text
+from goldfish.report.figures import BLUE, INK, headline, style, svg_text
 
 
 def data_figure(lengths: np.ndarray, timeline: np.ndarray, sequence_length: int) -> str:
     """Return SVG text: a histogram of the background documents' tokens, and the share of rows with an exposure over the run."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style():
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         headline(figure, "What a run reads: documents of the background, and exposures of the injected ones")
         left, right = figure.subplots(1, 2)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from goldfish.report import measures, timeline
+from goldfish.report import evaluation_figures, training_figures
 from goldfish.report.arms import kind
 from goldfish.report.figures import (
     GREY,
@@ -54,11 +54,11 @@ def draw(tables: Tables) -> dict[str, Drawing]:
             memorization_against_k(tables.arms, tables.runs),
             memorization_against_validation_loss(tables.arms, tables.runs),
             rouge_l_histograms(tables),
-            measures.extraction_sweeps(tables.extraction),
-            measures.membership_inference(tables.membership),
-            measures.divergence(tables.divergence),
-            timeline.training_curves(tables),
-            timeline.exposures(tables),
+            evaluation_figures.extraction_sweeps(tables.extraction),
+            evaluation_figures.membership_inference(tables.membership),
+            evaluation_figures.divergence(tables.divergence),
+            training_figures.training_curves(tables),
+            training_figures.exposures(tables),
         )
         return {
             name: Drawing(svg_text(figure, name), png_bytes(figure))

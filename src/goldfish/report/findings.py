@@ -11,7 +11,8 @@ import pandas as pd
 
 from goldfish.report.arms import computing, differences
 from goldfish.report.finished import Run
-from goldfish.report.tables import Tables, combine
+from goldfish.report.intervals import combine
+from goldfish.report.tables import Tables
 
 _SAME = {
     "Commits differ": ("commit",),

@@ -1,4 +1,4 @@
-"""Markdown tables of a README that are made again from numbers."""
+"""What an experiment shows: the figure, and the Markdown table of its README, made again from numbers."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,3 +20,11 @@ def put_markdown(path: Path, table: str) -> None:
     if not found:
         raise ValueError(f"{path}: has no table that begins with {first}")
     write_atomically(path, text)
+
+
+def publish(folder: Path, figure: str, table: str) -> None:
+    """Write an experiment's figure.svg, print its table, and put it into its README, if there is one."""
+    write_atomically(folder / "figure.svg", figure)
+    print(table)
+    if (readme := folder / "README.md").exists():
+        put_markdown(readme, table)

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from goldfish.report.figures import BLUE, GREEN, GREY, INK, MOST, VERMILION, headline, legend, short, thin
-from goldfish.report.tables import Tables, combine
+from goldfish.report.intervals import combine
+from goldfish.report.tables import Tables
 
 # By panel, what Lightning logged and how it is drawn.
 CURVES = {
