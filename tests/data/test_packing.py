@@ -358,7 +358,7 @@ class Generated:
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "BATCH_DOCUMENTS", 64)
-    monkeypatch.setattr(packing, "REMEMBERED", 100_000)
+    monkeypatch.setattr("goldfish.data.corpus.remembered.MOST_CHARACTERS", 100_000)
     monkeypatch.setattr(candidates_module, "MOST", 64)
     BPE.build(d.text for d in Generated(300).documents()).save_pretrained(tmp_path / "tokenizer")
     source, peaks = Pretrained(str(tmp_path / "tokenizer")), []

@@ -51,7 +51,7 @@ def ask(cache: Path, corpus: Generated | None = None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "BATCH_DOCUMENTS", 10)
         patch.setattr(streams, "SAVE_TOKENS", 1)
-        patch.setattr("goldfish.data.packing.REMEMBERED", 0)
+        patch.setattr("goldfish.data.corpus.remembered.MOST_CHARACTERS", 0)
         prepared = prepare(
             corpus or Generated(),
             TrainedBPE(300),

@@ -80,7 +80,7 @@ def _single(config: dict[str, Any], command: str) -> int:
 
 def _show(run_dirs: list[Path], console: Console) -> None:
     """Print the tables of the runs, those of questions and those of documents; of several of questions also write theirs."""
-    from goldfish.unlearning.table import print_table, table, write
+    from goldfish.report.unlearning_table import print_table, table, write
 
     answered = [path for path in run_dirs if (path / "answers.parquet").exists()]
     if answered:

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from goldfish.data import documents as files
 from goldfish.data.cache import Damaged, remove, seal, unseal
 from goldfish.data.candidates import Candidates, choose, find_candidates
-from goldfish.data.corpus import Corpus, Document
+from goldfish.data.corpus import Corpus
+from goldfish.data.corpus.remembered import Remembered
 from goldfish.data.injection import Injection
 from goldfish.data.overlap import Overlap
 from goldfish.data.split import BACKGROUND, VALIDATION, Split, from_corpus, split
@@ -32,7 +33,6 @@ from goldfish.data.tokenizer import TokenizerSource, TrainedBPE, separator_id
 from goldfish.models.pretrained import load_tokenizer
 
 FORMAT = 2  # raise it when the same settings give other files
-REMEMBERED = 16_000_000  # characters of a corpus that is small enough to be kept in memory while it is prepared
 
 
 class OnProgress(Protocol):
@@ -105,7 +105,7 @@ def prepare(
     try:
         meta = _cached(folder, on_progress)
         if meta is None:
-            settings = _Settings(_Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
+            settings = _Settings(Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
             _prepare(settings, folder, on_progress)
             meta = unseal(folder)
         shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # a killed process may have left some of it
@@ -160,32 +160,6 @@ def _cached(folder: Path, on_progress: OnProgress) -> dict[str, Any] | None:
         on_progress(f"preparing the text again: the cache is damaged ({damage})")
         remove(folder)
         return None
-
-
-class _Remembered:
-    """A corpus that is read several times: a small one from memory after the first."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-        self._kept: list[Document] | None = None
-
-    def documents(self) -> Iterator[Document]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Document] = []
-        size = 0
-        for document in self.corpus.documents():
-            size += 100 + len(document.text if document.ids is None else document.ids)  # 100: the object and its names
-            if size <= REMEMBERED:
-                kept.append(document)
-            else:
-                kept.clear()
-            yield document
-        self._kept = kept if size <= REMEMBERED else None
-
-    def fingerprint(self) -> str:
-        return self.corpus.fingerprint()
 
 
 @dataclass(frozen=True)
