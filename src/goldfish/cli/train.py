@@ -21,7 +21,6 @@ from goldfish.config import home
 from goldfish.runs.launch import Outcome, launch
 from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
-from goldfish.tools.owner import die_with_parent, is_abandoned, owner
 from goldfish.tools.terminal import Console
 
 OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)

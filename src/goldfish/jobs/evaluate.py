@@ -50,20 +50,7 @@ class EvaluationJob:
         task_shots: Natural | None = None,
         task_limit: Count | None = None,
     ) -> None:
-        if (run is None) == (model_folder is None):
-            raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
-        if model_folder is not None and documents is None:
-            raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
-        for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
-            if path is not None and not Path(path).exists():
-                raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
-        if run is not None and not RunDirectory(Path(run)).finished:
-            raise ValueError(f"run={run}: no finished run there (no result.json)")
-        if run is not None and not (Path(run) / "exposures.csv").is_file():
-            raise ValueError(
-                f"run={run}: a run of goldfish-unlearn, which keeps no exposures; type model={run}/model documents=FILE "
-                f"(for injected documents that it unlearned: documents={run}/documents.jsonl)"
-            )
+        _refuse_source(run, model_folder, documents)
         if perplexity == "validation" and run is None:
             raise ValueError(
                 "perplexity=validation: that is a run's validation text; give run=RUN_DIR, or a documents file"
@@ -180,6 +167,24 @@ class EvaluationJob:
     def _own_documents(self) -> list[InjectedDocument]:
         assert self.run is not None
         return [InjectedDocument(**row) for row in RunDirectory(self.run).documents()]
+
+
+def _refuse_source(run: str | None, model_folder: str | None, documents: str | None) -> None:
+    """ValueError if the run, or the model and the documents, are not there or not what can be evaluated."""
+    if (run is None) == (model_folder is None):
+        raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
+    if model_folder is not None and documents is None:
+        raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
+    for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
+    if run is not None and not RunDirectory(Path(run)).finished:
+        raise ValueError(f"run={run}: no finished run there (no result.json)")
+    if run is not None and not (Path(run) / "exposures.csv").is_file():
+        raise ValueError(
+            f"run={run}: a run of goldfish-unlearn, which keeps no exposures; type model={run}/model documents=FILE "
+            f"(for injected documents that it unlearned: documents={run}/documents.jsonl)"
+        )
 
 
 class _OnlyMask:

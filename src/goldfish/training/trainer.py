@@ -14,6 +14,14 @@ from goldfish.training.callbacks import SaveCheckpoint
 from goldfish.training.checkpoints import WholeCheckpoints
 from goldfish.training.strategies import Strategy
 
+# Options of lightning.pytorch.Trainer that goldfish sets itself; the last six train on other batches than planned, or do
+# not validate.
+OURS = """
+max_steps max_epochs accelerator devices num_nodes strategy precision logger callbacks gradient_clip_val
+accumulate_grad_batches val_check_interval log_every_n_steps deterministic barebones use_distributed_sampler
+fast_dev_run overfit_batches limit_train_batches limit_val_batches min_steps min_epochs
+"""
+
 
 class TrainerSettings:
     """Configure training, logging and checkpoints. All steps are optimizer steps.
@@ -42,40 +50,12 @@ class TrainerSettings:
         deterministic: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
-        known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-        ours = {
-            "max_steps",
-            "max_epochs",
-            "accelerator",
-            "devices",
-            "num_nodes",
-            "strategy",
-            "precision",
-            "logger",
-            "callbacks",
-        }
-        ours |= {
-            "gradient_clip_val",
-            "accumulate_grad_batches",
-            "val_check_interval",
-            "log_every_n_steps",
-            "deterministic",
-        }
-        # Options that would change which batches are trained on, or skip validation.
-        ours |= {
-            "fast_dev_run",
-            "overfit_batches",
-            "limit_train_batches",
-            "limit_val_batches",
-            "min_steps",
-            "min_epochs",
-        }
-        ours |= {"barebones", "use_distributed_sampler"}
+        allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *OURS.split()}
         for name in options or {}:
-            if name not in known - ours:
+            if name not in allowed:
                 raise ValueError(
                     f"options.{name}: not an option of lightning.pytorch.Trainer, or one that goldfish sets itself; "
-                    f"leave it out. Allowed here: {', '.join(sorted(known - ours))}"
+                    f"leave it out. Allowed here: {', '.join(sorted(allowed))}"
                 )
         self.max_steps, self.micro_batch_size, self.clip, self.log_every = max_steps, micro_batch_size, clip, log_every
         self.validate_every, self.memorization_every = validate_every, memorization_every
