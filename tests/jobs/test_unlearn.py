@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_trained(study):
     content = torch.load(last, weights_only=True)
     content["state_dict"] = {name: weight[:1].clone() for name, weight in content["state_dict"].items()}
     torch.save(content, last)
-    with pytest.raises(FileError, match=r"last.ckpt: a checkpoint of another model \(model.* is of shape \(1"):
+    with pytest.raises(FileError, match=r"last.ckpt: a checkpoint of another model \(model.* has shape \(1"):
         do(config)
 
 
