@@ -38,7 +38,8 @@ from goldfish.training.checkpoints import (
 )
 from goldfish.training.feasible import memory_problem, shape_of
 from goldfish.training.loggers import COMPARED, Loggers, log_hyperparameters, merged_metrics
-from goldfish.training.module import GoldfishModule, OptimizerSource, ScheduleSource
+from goldfish.training.module import GoldfishModule
+from goldfish.training.optimizers import OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 
@@ -135,16 +136,9 @@ def run(
         ngrams = ngrams_of(job.evaluation, job.data)  # here, so that an empty filter is told before training
         seconds_preparing = time.perf_counter() - started
         on_progress("building the model")
-        model = job.model(len(prepared.tokenizer), prepared.separator, job.seed)
-        use_threads(job.training_threads(model))
         steps = job.trainer.steps(job.data.steps)
-        logger.info(
-            "model: %s parameters; background text: %s tokens, read %.2f times; %s exposures of %s documents",
-            *(f"{count_parameters(model):,}", f"{len(prepared.background):,}", job.data.background_epochs),
-            *(f"{job.data.injection.repeats_D.sum():,}", len(job.data.injection.repeats_D)),
-        )
         module = GoldfishModule(
-            model,
+            job.model,
             job.mask,
             job.objective,
             job.optimizer,
@@ -155,6 +149,15 @@ def run(
             clip=job.trainer.clip,
             log_every=job.trainer.log_every,
             strategy=job.strategy,
+            vocab_size=len(prepared.tokenizer),
+            seed=job.seed,
+        )
+        model = module.model
+        use_threads(job.training_threads(model))
+        logger.info(
+            "model: %s parameters; background text: %s tokens, read %.2f times; %s exposures of %s documents",
+            *(f"{count_parameters(model):,}", f"{len(prepared.background):,}", job.data.background_epochs),
+            *(f"{job.data.injection.repeats_D.sum():,}", len(job.data.injection.repeats_D)),
         )
         ledger = Ledger()
         callbacks = [

@@ -27,7 +27,8 @@ from goldfish.training.callbacks import Progress, stoppable
 from goldfish.training.checkpoints import latest_checkpoint
 from goldfish.training.feasible import memory_problem, shape_of
 from goldfish.training.loggers import Loggers, merged_metrics
-from goldfish.training.module import OptimizerSource, ScheduleSource, refuse_divergence
+from goldfish.training.optimizers import OptimizerSource, ScheduleSource
+from goldfish.training.step_losses import refuse_divergence
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 from goldfish.unlearning.documents import InjectedDocuments, validation_loss

@@ -3,14 +3,25 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from annotated_types import Ge, Le
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from goldfish.config.checks import NonNegative, Positive, Share, ShareBelowOne, checked
+
+
+class OptimizerSource(Protocol):
+    """Makes the optimizer of a model. `takes_shards`: whether it can work on parts of matrices."""
+
+    takes_shards: bool
+
+    def __call__(self, model: nn.Module) -> torch.optim.Optimizer: ...
+
+
+ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
 
 
 class AdamW:
