@@ -142,7 +142,7 @@ def test_parts_that_are_there_are_not_done_again_and_processes_share_the_rest(ta
     assert len(parts_of(target, extraction)) == 3 + 3 + 4
     for rank in (0, 1):
         evaluate_parts(target, extraction, tmp_path, rank, world=2)
-    monkeypatch.setattr("goldfish.evaluation.engine._do", lambda *arguments: pytest.fail("done again"))
+    monkeypatch.setattr("goldfish.evaluation.engine.evaluate_part", lambda *arguments: pytest.fail("done again"))
     assert evaluate_parts(target, extraction, tmp_path) == whole
 
 

@@ -96,10 +96,12 @@ class InjectionDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{name}={budget}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
             )
-        parts = dict(corpus=corpus, tokenizer=tokenizer, injection=injection)
-        self.save_hyperparameters(
-            settings_of(self) | {name: settings_of(part) for name, part in parts.items()}, logger=False
-        )
+        plain = settings_of(self) | {
+            name: settings_of(part)
+            for name, part in dict(corpus=corpus, tokenizer=tokenizer, injection=injection).items()
+        }
+        del plain["_target_"]
+        self.save_hyperparameters(plain, logger=False)
         self._normalize: Callable[[str], str] = str
         if normalize:
             corpus = Normalized(corpus, normalize)
