@@ -1,11 +1,14 @@
 """Objects back to plain values: what `build` makes of them is the same again."""
 
+import inspect
 import json
+import re
 
 import numpy as np
 import pytest
 
-from goldfish.config import ConfigError, build_component, settings_of
+from goldfish.config import ConfigError, build_component, home, settings_of
+from goldfish.config.build import resolve_class
 from goldfish.data.corpus import Corpus
 from goldfish.masks import HashedMask, Mask
 from goldfish.objectives import NextToken
@@ -34,6 +37,18 @@ def test_a_component_made_again_from_its_settings_has_the_same_settings(componen
     assert own(made) == own(component)
 
 
+@pytest.mark.parametrize(
+    "group", ["mask", "objective", "optimizer", "schedule", "model", "data/corpus", "data/tokenizer"]
+)
+def test_every_class_of_conf_that_a_checkpoint_holds_tells_its_arguments(group):
+    for file in sorted((home() / "conf" / group).glob("*.yaml")):
+        if (found := re.search(r"^_target_: (\S+)", file.read_text(), re.MULTILINE)) is None:
+            continue  # the settings of another file, changed
+        cls = resolve_class(found[1])
+        if inspect.signature(cls).parameters and not hasattr(cls.__init__, "__wrapped__"):
+            assert "???" not in settings_of(cls()).values(), f"{cls.__name__}: decorate __init__ with @checked"
+
+
 def test_defaults_are_among_the_settings_and_numbers_of_numpy_become_plain_ones():
     settings = settings_of(AdamW(lr=np.float64(0.25)))
     assert settings == dict(
@@ -47,7 +62,7 @@ def test_components_inside_components_become_plain_too(tmp_path):
     inner = {"_target_": "goldfish.data.corpus.text.TextFiles", "path": str(tmp_path / "a.txt")}
     given = {"_target_": "goldfish.data.corpus.Mixture", "sources": {"a": inner}, "weights": {"a": 1.0}}
     settings = settings_of(build_component(given, Corpus, "corpus"))
-    assert settings["sources"]["a"] == inner | {"path": str(tmp_path / "a.txt")}
+    assert inner.items() <= settings["sources"]["a"].items()
     assert settings_of(build_component(settings, Corpus, "corpus")) == settings
 
 

@@ -100,6 +100,7 @@ class LlamaFromPretrained:
 
     reads_weights = True  # a checkpoint does not read them again: see `settings_of_model`
 
+    @checked
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
