@@ -34,6 +34,15 @@ class LlamaFromConfig:
     `tie_embeddings`: True = the LM head is the embedding matrix. `rope_theta`: base of the rotary embeddings.
     `norm_eps`: added to the variance in the norms. `max_length`: longest sequence in tokens. `dropout`: probability, in
     training, to zero an attention weight or an output of embedding, attention or MLP.
+
+    Called with the number of tokens, the separator's id and a seed it returns the Hugging Face model, on the CPU and in
+    float32. Raises ValueError for sizes that do not fit together.
+
+    Examples:
+        >>> from goldfish import LlamaFromConfig
+        >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        >>> llama(vocab_size=100, separator_id=0, seed=0).num_parameters()
+        13536
     """
 
     @checked

@@ -68,7 +68,8 @@ class GoldfishModule(ValidatedModule):
         >>> data = InjectionDataModule(injection=injection, sequence_length=64, batch_size=4, tokens=20_000)
         >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
         >>> module = GoldfishModule(llama, mask=HashedMask(k=4))
-        >>> trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer = Trainer(max_steps=2, **quiet)
         >>> trainer.fit(module, data)
         >>> module.hparams.mask["k"], int(module.supervised_tokens) < 2 * 4 * 63
         (4, True)
