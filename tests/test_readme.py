@@ -111,6 +111,6 @@ def test_every_command_of_a_page_works_after_those_before_it(page, tmp_path, cac
         if (language, name) == ("python", "")
     ],
 )
-def test_the_python_of_a_page_runs(page, code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+def test_the_python_of_a_page_runs(page, code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, f"{page}\n{done.stderr}"

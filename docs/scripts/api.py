@@ -17,10 +17,8 @@ import configuration
 import goldfish
 
 MORE = (
-    "goldfish.training.module.GoldfishModule",
-    "goldfish.integrations.GoldfishCollator",
     "goldfish.integrations.UnmaskedEvaluation",
-    "goldfish.evaluation.extraction.extract",
+    "goldfish.evaluation.extraction.Extraction",
     "goldfish.evaluation.decoding.greedy",
     "goldfish.evaluation.decoding.sample",
     "goldfish.evaluation.decoding.beam",

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 from goldfish.cli.train import plain
 from goldfish.config import build, home
-from goldfish.data.datamodule import validation_rows
+from goldfish.data.rows import validation_rows
 from goldfish.jobs.train import Job, run
 from goldfish.objectives.next_token import target_count
 from goldfish.training.callbacks import Interrupted

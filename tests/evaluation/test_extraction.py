@@ -9,7 +9,7 @@ import torch
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import TrainedBPE
 from goldfish.evaluation.engine import EvaluationTarget, evaluate_parts, parts_of, summarize_parts
-from goldfish.evaluation.extraction import Extraction, extract, forced_matches
+from goldfish.evaluation.extraction import Extraction, extract_setting, forced_matches
 from goldfish.evaluation.parts import parts, tokens_of_a_part
 from goldfish.evaluation.summary import flatten_metrics
 from goldfish.masks import HashedMask, NoMask
@@ -142,7 +142,7 @@ def test_parts_that_are_there_are_not_done_again_and_processes_share_the_rest(ta
     assert len(parts_of(target, extraction)) == 3 + 3 + 4
     for rank in (0, 1):
         evaluate_parts(target, extraction, tmp_path, rank, world=2)
-    monkeypatch.setattr("goldfish.evaluation.engine._do", lambda *arguments: pytest.fail("done again"))
+    monkeypatch.setattr("goldfish.evaluation.engine.evaluate_part", lambda *arguments: pytest.fail("done again"))
     assert evaluate_parts(target, extraction, tmp_path) == whole
 
 
@@ -264,7 +264,7 @@ def test_a_model_that_makes_nan_is_refused_with_the_documents_name(target):
 def test_the_fates_are_those_of_the_document_as_it_is_trained_on(tokenizer, target):
     mask, document = HashedMask(k=2, h=13), target.documents[0]
     keep = mask(torch.tensor([[0, *document.ids]]), boundary_id=0)[0].tolist()
-    ask = lambda *setting: extract(  # noqa: E731
+    ask = lambda *setting: extract_setting(  # noqa: E731
         target.model, tokenizer, 0, {0: document}, {}, Extraction(*setting), Extraction(*setting).main, mask
     )[0]["kept"]
     assert ask(4, 20) == keep[5:] and not all(keep)
@@ -323,5 +323,5 @@ def test_with_offset_minus_one_the_fates_are_those_of_the_documents_end(tokenize
     mask, document = HashedMask(k=2, h=3), target.documents[0]
     keep = mask(torch.tensor([[0, *document.ids]]), boundary_id=0)[0].tolist()
     settings = Extraction(4, 6, -1)
-    (row,) = extract(target.model, tokenizer, 0, {0: document}, {}, settings, settings.main, mask)
+    (row,) = extract_setting(target.model, tokenizer, 0, {0: document}, {}, settings, settings.main, mask)
     assert row["kept"] == keep[-6:]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
-from goldfish.data.datamodule import validation_rows
 from goldfish.data.packing import InjectedDocument
+from goldfish.data.rows import validation_rows
 from goldfish.data.tokenizer import TrainedBPE, encode, separator_id
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.models.llama import LlamaFromConfig

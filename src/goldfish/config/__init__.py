@@ -1,5 +1,6 @@
 """Configuration: plain values -> checked objects, with every problem reported at once."""
 
-from goldfish.config.build import ConfigError, build, home, path_problem, refusing
+from goldfish.config.build import ConfigError, build, build_component, home, path_problem, refusing
+from goldfish.config.settings import settings_of
 
-__all__ = ["ConfigError", "build", "home", "path_problem", "refusing"]
+__all__ = ["ConfigError", "build", "build_component", "home", "path_problem", "refusing", "settings_of"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from goldfish.config.checks import default_of, fitted, is_plain
+from goldfish.config.checks import default_of, fitted, is_plain, remember_arguments
 from goldfish.config.former_names import FORMER_NAMES
 
 PATH_ERRORS = {
@@ -71,6 +71,20 @@ def build(cls: type[T], node: dict[str, Any], source: Path | None = None) -> T:
     return typing.cast(T, made)
 
 
+def build_component(value: Any, hint: Any, where: str) -> Any:
+    """Make a component of type `hint` from a mapping with `_target_`; any other value is returned as it is.
+
+    Raises ConfigError with all problems, each with its path below `where`.
+    """
+    if not isinstance(value, dict):
+        return value
+    problems: list[str] = []
+    made = _value(value, hint, where, problems)
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
 def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> Any:
     before = len(problems)
     constructor: Any = cls
@@ -91,7 +105,10 @@ def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> An
     if len(problems) > before:
         return None
     try:
-        return cls(**values)
+        made = cls(**values)
+        if hasattr(made, "__dict__"):
+            remember_arguments(made, values)
+        return made
     except (ValueError, TypeError) as error:
         problems += [_with_path(line, path, names) for line in str(error).split("\n")]
     except OSError as error:

@@ -69,14 +69,18 @@ def _adapter(hint: Any) -> Any:
 
 
 def checked(constructor: F) -> F:
-    """Have `__init__` raise ValueError for arguments outside their annotations, all of them in one message."""
+    """Have `__init__` raise ValueError for arguments outside their annotations, all of them in one message.
+
+    The object remembers its arguments: see goldfish.config.settings.
+    """
     signature = inspect.signature(constructor)
 
     @functools.wraps(constructor)
     def checking(self: Any, *args: Any, **kwargs: Any) -> None:
         hints = get_type_hints(constructor, include_extras=True)
         problems = []
-        for name, value in signature.bind(self, *args, **kwargs).arguments.items():
+        bound = signature.bind(self, *args, **kwargs)
+        for name, value in bound.arguments.items():
             if name in hints and is_plain(hints[name]):
                 try:
                     fitted(value, hints[name], name, default_of(signature.parameters[name]), strict=False)
@@ -84,9 +88,16 @@ def checked(constructor: F) -> F:
                     problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
+        bound.apply_defaults()
+        remember_arguments(self, dict(list(bound.arguments.items())[1:]))
         constructor(self, *args, **kwargs)
 
     return typing.cast(F, checking)
+
+
+def remember_arguments(component: Any, arguments: dict[str, Any]) -> None:
+    """Keep the arguments of the outermost constructor that is being called; those that it calls leave them as they are."""
+    vars(component).setdefault("_arguments", arguments)
 
 
 def default_of(parameter: inspect.Parameter) -> Any:

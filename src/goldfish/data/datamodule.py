@@ -1,23 +1,23 @@
 """Batches of rows: background text into which documents are injected as the plan says."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from annotated_types import Ge, Le
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from transformers import PreTrainedTokenizerBase
 
+from goldfish.config import build_component, settings_of
 from goldfish.config.checks import Count, InnerShare, Seed, checked
-from goldfish.data.corpus import Corpus, Deduplicated, Normalized
+from goldfish.data.corpus import Corpus, Deduplicated, Factbook, Normalized
 from goldfish.data.corpus.cleaning import Form
-from goldfish.data.edits import Edit, Edits
 from goldfish.data.injection import Injection, Plan, rows_of_step
-from goldfish.data.packing import OnProgress, Prepared, prepare
-from goldfish.data.tokenizer import TokenizerSource
+from goldfish.data.packing import InjectedDocument, OnProgress, Prepared, prepare
+from goldfish.data.rows import TrainingRows, validation_rows
+from goldfish.data.tokenizer import TokenizerSource, TrainedBPE
 from goldfish.losses.linear_loss import target_count
 from goldfish.masks import Mask
 
@@ -27,23 +27,43 @@ Tokens = Annotated[int, Ge(1), Le(10**15)]  # the plan's shuffle is exact up to 
 
 
 class InjectionDataModule(pl.LightningDataModule):
-    """Background text with documents injected a known number of times.
+    """Serve batches of background text into which documents are injected a known number of times.
 
-    `sequence_length`: tokens of a row (T). `batch_size`: rows of one optimizer step over all devices and micro-batches.
-    `tokens`: input tokens of the whole run; rows = tokens / sequence_length, of which documents x repeats carry an
-    exposure. Instead of `tokens`, `max_supervised_tokens`: the run is as long as it takes to train on so many targets
-    that the mask keeps, so that goldfish and standard runs can be compared at equal supervised tokens (the paper's
-    figure 5); to one step, or to 1 % in runs of more than 65 536 rows. `normalize`, `deduplicate`: see goldfish.data.corpus,
-    `Normalized` and `Deduplicated`. `validation_share`: share of the corpus's groups kept out for the validation loss, of which at most
-    `validation_tokens` tokens are read. `workers`: loader processes a device. `seed`: the order of the rows.
+    A batch of training is a mapping of int64 tensors, of which `ids` (B, T) are the token ids and `visit` (B,) the
+    rows' numbers; see `TrainingRows`. One epoch is the whole plan: give the Trainer `max_epochs=1`, since a second
+    epoch repeats every exposure.
+
+    `corpus`: the background text, None = the CIA World Factbook, which a package carries. `tokenizer`: None = a BPE of
+    2 048 tokens trained on that text. `injection`: which documents are injected how often, None = 16 documents of 128
+    tokens, 72 times each. `sequence_length`: tokens of a row (T), 2 to 1 048 576. `batch_size`: rows of one optimizer
+    step over all devices and micro-batches, at least 1. `tokens`: input tokens of the whole run; rows = tokens /
+    sequence_length, of which documents x repeats carry an exposure. Instead of `tokens`, `max_supervised_tokens`: the
+    run is as long as it takes to train on so many targets that the mask keeps, so that goldfish and standard runs can
+    be compared at equal supervised tokens (the paper's figure 5); to one step, or to 1 % in runs of more than 65 536
+    rows. `normalize`, `deduplicate`: see goldfish.data.corpus, `Normalized` and `Deduplicated`; None = leave the text as
+    it is. `validation_share`: share of the corpus's groups kept out for the validation loss, between 0 and 1.
+    `validation_tokens`: at most so many tokens of them are read. `workers`: loader processes a device, 0 to 256.
+    `seed`: decides the order of the rows and the places of the exposures. `cache_dir`: folder where prepared text is
+    kept; runs of the same text share it.
+
+    Raises ValueError for arguments outside these bounds or that do not fit together, all in one message. Its arguments
+    are in Lightning's checkpoints: `InjectionDataModule.load_from_checkpoint(path)` makes the same data.
+
+    Examples:
+        >>> from goldfish import Injection, InjectionDataModule
+        >>> injection = Injection(documents=4, never_seen=4, repeats=8, document_tokens=48)
+        >>> data = InjectionDataModule(injection=injection, sequence_length=64, batch_size=4, tokens=20_000)
+        >>> data.prepare_data()
+        >>> next(iter(data.train_dataloader()))["ids"].shape
+        torch.Size([4, 64])
     """
 
     @checked
     def __init__(
         self,
-        corpus: Corpus,
-        tokenizer: TokenizerSource,
-        injection: Injection,
+        corpus: Corpus | None = None,
+        tokenizer: TokenizerSource | None = None,
+        injection: Injection | None = None,
         sequence_length: Annotated[int, Ge(2), Le(1 << 20)] = 192,
         batch_size: Count = 2,
         tokens: Tokens | None = 270_000,
@@ -57,6 +77,9 @@ class InjectionDataModule(pl.LightningDataModule):
         cache_dir: str = "logs/.cache",
     ) -> None:
         super().__init__()
+        corpus = build_component(corpus, Corpus, "corpus") or Factbook()
+        tokenizer = build_component(tokenizer, TokenizerSource, "tokenizer") or TrainedBPE()
+        injection = build_component(injection, Injection, "injection") or Injection()
         if validation_tokens < sequence_length:
             raise ValueError(
                 f"validation_tokens={validation_tokens}: must be at least one row, sequence_length={sequence_length}; "
@@ -73,6 +96,12 @@ class InjectionDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{name}={budget}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
             )
+        plain = settings_of(self) | {
+            name: settings_of(part)
+            for name, part in dict(corpus=corpus, tokenizer=tokenizer, injection=injection).items()
+        }
+        del plain["_target_"]
+        self.save_hyperparameters(plain, logger=False)
         self._normalize: Callable[[str], str] = str
         if normalize:
             corpus = Normalized(corpus, normalize)
@@ -88,6 +117,7 @@ class InjectionDataModule(pl.LightningDataModule):
             Path(cache_dir),
         )
         self.max_supervised_tokens = max_supervised_tokens
+        self._budget_met_under: Mask | None = None
         self._plan_steps(budget // (sequence_length * batch_size))  # whole batches only: every step has the same size
         self.prepared: Prepared
 
@@ -105,10 +135,11 @@ class InjectionDataModule(pl.LightningDataModule):
         )
 
     def meet_budget(self, mask: Mask) -> None:
-        """Make the run as long as `max_supervised_tokens` asks for under this mask; nothing to do without it."""
+        """Make the run as long as `max_supervised_tokens` asks for under this mask; nothing to do without it, or again."""
         wanted = self.max_supervised_tokens
-        if wanted is None:
+        if wanted is None or self._budget_met_under is mask:
             return
+        self._budget_met_under = mask
         for _ in range(BUDGET_TURNS):  # a longer run has another plan, so it is met in turns
             kept, rows = self.kept_targets(mask)
             steps = max(1, round(wanted * rows / max(1, kept) / self.batch_size))
@@ -149,11 +180,31 @@ class InjectionDataModule(pl.LightningDataModule):
         return self.prepared
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; text that is not cached yet is prepared first, as for the next three."""
+        return self.prepare().tokenizer
+
+    @property
+    def separator_id(self) -> int:
+        """The id of the token that begins every document."""
+        return self.prepare().separator
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of the tokenizer's tokens."""
+        return len(self.tokenizer)
+
+    @property
+    def documents(self) -> list[InjectedDocument]:
+        """The injected documents and those never seen, as `goldfish.extract` takes them."""
+        return self.prepare().documents
+
+    @property
     def background_epochs(self) -> float:
         """How many times the run goes through the background text."""
         return self.plan.rows * self.sequence_length / len(self.prepared.background)
 
-    def rows(self) -> "TrainingRows":
+    def rows(self) -> TrainingRows:
         """The rows of the run, by number."""
         return TrainingRows(self.plan, self.prepared, self.injection.edits, self.seed)
 
@@ -204,48 +255,6 @@ def shares_of(trainer: pl.Trainer | None) -> tuple[int, int]:
     return dealt["rank"], dealt["num_replicas"]
 
 
-class TrainingRows(Dataset[dict[str, Tensor]]):
-    """Row numbers -> a batch of B rows: `ids` (B, T) and, (B,) each, what the plan says of them, all int64.
-
-    `visit`: the row's number; `document`, `occurrence`, `offset`: its exposure, -1 where there is none; `length`: the
-    document's tokens in this row (edits may shorten it), 0 where there is none.
-    """
-
-    def __init__(self, plan: Plan, prepared: Prepared, edits: Edits, seed: int) -> None:
-        self.plan, self.background, self.separator = plan, prepared.background, prepared.separator
-        self.documents = [np.array(document.ids, dtype=np.int64) for document in prepared.of_split("injected")]
-        self.edits, self.seed, self.tokenizer = edits, seed, prepared.tokenizer
-
-    def __len__(self) -> int:
-        return self.plan.rows
-
-    def __getitem__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        return self.__getitems__(numbers)
-
-    def __getitems__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        rows, length = self.plan.at(numbers), self.plan.sequence_length
-        ids_BT = np.empty((len(numbers), length), dtype=np.int64)
-        length_B = np.zeros(len(numbers), dtype=np.int64)
-        for row, start in enumerate((rows.window * length % len(self.background)).tolist()):
-            text = self.background[start : start + length]
-            while len(text) < length:  # past the end: the background starts again
-                text = np.concatenate([text, self.background[: length - len(text)]])
-            ids_BT[row] = text
-        for row in np.flatnonzero(rows.document >= 0).tolist():
-            document, _ = self.exposed(int(rows.document[row]), int(rows.occurrence[row]))
-            start, end = int(rows.offset[row]), int(rows.offset[row]) + len(document)
-            ids_BT[row, start - 1] = ids_BT[row, end] = self.separator
-            ids_BT[row, start:end] = document
-            length_B[row] = len(document)
-        columns = dict(ids=ids_BT, visit=np.array(numbers), length=length_B)
-        columns |= dict(document=rows.document, occurrence=rows.occurrence, offset=rows.offset)
-        return {name: torch.from_numpy(column) for name, column in columns.items()}
-
-    def exposed(self, document: int, occurrence: int) -> tuple[np.ndarray, list[Edit]]:
-        """The ids of one exposure of a document, int64, and how they were edited."""
-        return self.edits(self.documents[document], (self.seed, document, occurrence), self.tokenizer)
-
-
 class _InOrder(DistributedSampler[int]):
     """All rows of a dataset that is dealt already. Being a DistributedSampler, Lightning does not deal them again."""
 
@@ -276,9 +285,3 @@ class _Steps(DistributedSampler[list[int]]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def validation_rows(stream: np.ndarray, sequence_length: int, tokens: int) -> Tensor:
-    """The first `tokens` of a token stream as rows of `sequence_length` (a shorter last row is left out), int64."""
-    rows = max(1, min(tokens, len(stream)) // sequence_length)
-    return torch.from_numpy(stream[: rows * sequence_length].astype(np.int64)).view(rows, -1)

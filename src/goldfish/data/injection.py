@@ -33,6 +33,12 @@ class Injection:
     Source: a share `held_out` of the corpus's groups, which are then not background; or `path`, a JSONL or Parquet file
     or a dataset folder of {"id", "text"}; or random tokens (`canaries`). `overlap`: what to do if background text
     shares a 13-gram with a document. `seed`: decides only the draw of documents.
+
+    Examples:
+        >>> from goldfish import Injection
+        >>> injection = Injection(documents=4, repeats=[0, 8])  # two documents are controls, two are seen 8 times
+        >>> injection.repeats_D.tolist()
+        [0, 8, 0, 8]
     """
 
     @checked

@@ -68,6 +68,7 @@ class TrainedBPE:
 class Pretrained:
     """Load a tokenizer from a Hugging Face folder. Its bos token (or eos, if it has no bos) begins every document."""
 
+    @checked
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         if not self.path.is_dir():

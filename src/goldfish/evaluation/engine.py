@@ -1,4 +1,4 @@
-"""The one engine of goldfish-eval and of a run's end: extraction in every setting, membership scores, their summary.
+"""The one engine of goldfish.extract, of goldfish-eval and of a run's end: extraction in every setting, membership scores, their summary.
 
 The work is cut into parts of documents (`parts`). With a folder for them, finished parts are kept in files: several processes
 share the work, and a killed evaluation continues.
@@ -22,7 +22,7 @@ from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
 from goldfish.decoding import NgramFilter
 from goldfish.evaluation.decoding import Forced, forced
-from goldfish.evaluation.extraction import Extraction, extract
+from goldfish.evaluation.extraction import Extraction, extract_setting
 from goldfish.evaluation.forward import silent
 from goldfish.evaluation.membership import scores
 from goldfish.evaluation.metrics import training_overlap
@@ -92,7 +92,7 @@ def evaluate_parts(
     for part in parts_of(target, extraction)[rank::world]:
         made = None if folder is None else _kept_rows(_file(part, folder), part, target)
         if made is None:
-            made = _do(target, extraction, part, progress)
+            made = evaluate_part(target, extraction, part, progress)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_rows(_file(part, folder), made)
@@ -155,7 +155,10 @@ def summarize_parts(
     return whole(rows, members, extraction, short)
 
 
-def _do(target: EvaluationTarget, extraction: Extraction, part: Part, progress: TokenProgress | None) -> list[Row]:
+def evaluate_part(
+    target: EvaluationTarget, extraction: Extraction, part: Part, progress: TokenProgress | None = None
+) -> list[Row]:
+    """Return the rows of one part."""
     if progress is not None:
         progress.begin(part.tokens)
     with _named([target.documents[place].id for place in part.places]):
@@ -180,7 +183,7 @@ def _rows(target: EvaluationTarget, extraction: Extraction, part: Part, count: C
     chosen = {place: target.documents[place] for place in part.places}
     if part.setting is None:
         return _membership(target, extraction, list(chosen.values()), count)
-    return extract(
+    return extract_setting(
         target.model,
         target.tokenizer,
         separator_id(target.tokenizer),

@@ -136,7 +136,7 @@ class Extraction:
 
 
 @torch.no_grad()
-def extract(
+def extract_setting(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     separator_id: int,

@@ -40,6 +40,15 @@ class GoldfishCollator:
 
     Raises ValueError if the batch has no `input_ids` and `labels` of one (B, T) shape, or has `shift_labels` (the
     Trainer would use those and not the masked labels).
+
+    Examples:
+        >>> import torch
+        >>> from transformers import default_data_collator
+        >>> from goldfish import GoldfishCollator, HashedMask
+        >>> ids = torch.tensor([7, 8, 9, 5, 7, 8, 9, 5])
+        >>> collator = GoldfishCollator(default_data_collator, HashedMask(k=3, h=2))
+        >>> collator([{"input_ids": ids, "labels": ids}])["labels"].tolist()
+        [[7, 8, 9, -100, -100, 8, 9, -100]]
     """
 
     def __init__(

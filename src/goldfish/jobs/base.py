@@ -33,7 +33,7 @@ from goldfish.training.checkpoints import (
     model_mismatch,
 )
 from goldfish.training.loggers import Loggers, merged_metrics
-from goldfish.training.module import OptimizerSource, ScheduleSource
+from goldfish.training.optimizers import OptimizerSource, ScheduleSource
 from goldfish.training.strategies import Strategy
 from goldfish.training.trainer import TrainerSettings
 

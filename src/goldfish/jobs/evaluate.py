@@ -15,9 +15,10 @@ from goldfish.config.checks import Count, Natural
 from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
-from goldfish.data.tokenizer import encode, separator_id
+from goldfish.data.tokenizer import separator_id
 from goldfish.evaluation.engine import EvaluationTarget, ngrams_of, processes
 from goldfish.evaluation.extraction import Extraction
+from goldfish.evaluation.frames import to_documents
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
 from goldfish.evaluation.similarity import Similarity
 from goldfish.evaluation.summary import SPLITS
@@ -160,9 +161,7 @@ class EvaluationJob:
         return self._own_documents() if self.documents is None else self._read(self.documents, tokenizer)
 
     def _read(self, path: Path, tokenizer: Any) -> list[InjectedDocument]:
-        entries = read_documents(path)
-        ids = encode(tokenizer, [entry.text for entry in entries])
-        return [InjectedDocument(e.id, e.split, tokens, e.text) for e, tokens in zip(entries, ids, strict=True)]
+        return to_documents([entry._asdict() for entry in read_documents(path)], tokenizer)
 
     def _own_documents(self) -> list[InjectedDocument]:
         assert self.run is not None

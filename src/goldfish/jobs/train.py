@@ -95,10 +95,10 @@ class Job(JobSettings):
         prepared = self.data.prepared
         return self.model(len(prepared.tokenizer), prepared.separator, self.seed)
 
-    def module(self, model: LlamaForCausalLM, steps: int) -> GoldfishModule:
-        """The LightningModule that trains `model` for `steps` steps; `data` is prepared."""
+    def module(self, steps: int) -> GoldfishModule:
+        """The LightningModule that trains for `steps` steps; `data` is prepared."""
         return GoldfishModule(
-            model,
+            self.model,
             self.mask,
             self.objective,
             self.optimizer,
@@ -109,6 +109,8 @@ class Job(JobSettings):
             clip=self.trainer.clip,
             log_every=self.trainer.log_every,
             strategy=self.strategy,
+            vocab_size=len(self.data.prepared.tokenizer),
+            seed=self.seed,
         )
 
 
@@ -126,11 +128,11 @@ def run(
         ngrams = ngrams_of(job.evaluation, data)  # here, so that an empty filter is told before training
         prepared_at = time.perf_counter()
         this_run.on_progress("building the model")
-        model = job.fresh_model()
+        steps = job.trainer.steps(data.steps)
+        module, ledger = job.module(steps), Ledger()
+        model = module.model
         job.use_threads(model, job.rows_of_a_pass * data.sequence_length)
         _log_sizes(job, model)
-        steps = job.trainer.steps(data.steps)
-        module, ledger = job.module(model, steps), Ledger()
         memorization = Memorization(prepared, job.evaluation, job.trainer.memorization_every)
         trainer = this_run.trainer(job, steps, data.batch_size * data.sequence_length, [ledger, memorization])
         checkpoint = this_run.checkpoint(job, module)

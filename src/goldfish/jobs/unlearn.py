@@ -17,7 +17,7 @@ from goldfish.jobs.base import JobSettings, Run
 from goldfish.jobs.unlearn_documents import UnlearnDocuments
 from goldfish.jobs.unlearn_questions import UnlearnQuestions
 from goldfish.models.llama import LlamaSource, count_parameters
-from goldfish.training.module import refuse_divergence
+from goldfish.training.step_losses import refuse_divergence
 from goldfish.training.trainer import TrainerSettings
 from goldfish.unlearning.documents import InjectedDocuments
 from goldfish.unlearning.module import Batches, UnlearningModule

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from goldfish.evaluation.engine import ngrams_of
 from goldfish.jobs.base import Run, evaluate_run
 from goldfish.models.llama import LlamaFromPretrained, count_parameters
-from goldfish.training.module import OptimizerSource
+from goldfish.training.optimizers import OptimizerSource
 from goldfish.training.strategies import Strategy
 from goldfish.unlearning.documents import InjectedDocuments, validation_loss
 from goldfish.unlearning.module import Batches

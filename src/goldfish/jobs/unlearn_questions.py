@@ -15,7 +15,7 @@ from goldfish.tools.extras import install, require
 from goldfish.tools.files import FileError, read_rows
 from goldfish.tools.writing import write_rows
 from goldfish.training.feasible import memory_problem, shape_of
-from goldfish.training.module import OptimizerSource
+from goldfish.training.optimizers import OptimizerSource
 from goldfish.training.strategies import Strategy
 from goldfish.unlearning.metrics import evaluate_answers, forget_quality, summarize
 from goldfish.unlearning.module import Batches

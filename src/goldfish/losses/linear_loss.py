@@ -47,6 +47,14 @@ def goldfish_loss(
 
     Returns a float32 scalar in nats. If no target is kept, it is 0 with zero gradients. Only kept rows reach the head.
     Raises TypeError or ValueError that names the argument. See `linear_cross_entropy` for precision and limits.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import goldfish_loss, goldfish_mask
+        >>> ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])  # B = 1, T = 12
+        >>> hidden, head = torch.zeros(1, 12, 8), torch.zeros(100, 8)  # D = 8, V = 100
+        >>> goldfish_loss(hidden, head, ids, goldfish_mask(ids, k=3, h=2))  # ln 100: all tokens are as likely
+        tensor(4.6052)
     """
     if hidden_BTD.ndim != 3:
         raise ValueError(f"hidden_BTD: must have shape (B, T, D), got {tuple(hidden_BTD.shape)}")

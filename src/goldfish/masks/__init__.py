@@ -28,9 +28,17 @@ def goldfish_mask(
 ) -> Tensor:
     """Return keep_BT, bool: False where the goldfish loss drops the token as a target (arXiv 2406.10209, section 3).
 
-    `ids_BT`: integer token ids, B rows of T tokens. `k`: one token in k is dropped (paper: 3 or 4), None drops none.
-    `boundary_id`, `visit_B`: see `Mask`. `settings`: other arguments of the strategy's class (`h`, `seed`, ...).
+    `ids_BT`: integer token ids, B rows of T tokens. `strategy`: which mask. `k`: one token in k is dropped, at
+    least 2 (paper: 3 or 4); None drops none. `boundary_id`: the token that begins every document, if rows hold several.
+    `visit_B`: (B,), a number of each row that no other visit has; only "random" reads it. `settings`: other arguments of the strategy's class (`h`, `seed`, ...).
     Raises ValueError or TypeError that names the wrong argument.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import goldfish_mask
+        >>> ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])
+        >>> goldfish_mask(ids, k=3, h=2).int().tolist()
+        [[1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1]]
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")

@@ -93,7 +93,16 @@ def keep_all(ids_BT: Tensor) -> Tensor:
 
 
 class NoMask:
-    """Keep the loss of every token: the standard loss."""
+    """Keep the loss of every token: the standard loss.
+
+    Called with ids (B, T), integers, it returns keep_BT, bool. Raises TypeError or ValueError for other ids.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import NoMask
+        >>> NoMask()(torch.tensor([[7, 8, 9]])).tolist()
+        [[True, True, True]]
+    """
 
     strategy = "none"
     k: int | None = None

@@ -19,6 +19,17 @@ class HashTableMask:
     The window includes the token that is decided. The first h-1 tokens are always kept.
 
     The released code hashes rows of TARGETS: for its exact result pass `ids_BT[:, 1:]`.
+
+    `k`: one token in k is to be dropped, at least 2; None keeps all. `h`: context width in tokens, at least 1. Called
+    with ids (B, T), integers, it returns keep_BT, bool. Raises ValueError or TypeError that name the argument. Source:
+    the code released with arXiv 2406.10209.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import HashTableMask
+        >>> ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])
+        >>> HashTableMask(k=3, h=2)(ids).int().tolist()
+        [[1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0]]
     """
 
     strategy = "hash_table"

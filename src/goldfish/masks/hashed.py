@@ -41,6 +41,13 @@ class HashedMask:
 
     Method: a polynomial in BASE of mixed token values mod 2^64, so the order of the context matters. Windows are
     differences of prefix sums, so the cost does not depend on h. Two windows collide with probability 2^-64.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import HashedMask
+        >>> ids = torch.tensor([[7, 8, 9, 5, 7, 8, 9, 5]])  # a passage twice
+        >>> HashedMask(k=3, h=2)(ids).int().tolist()  # after 8, 9 the 5 is dropped both times
+        [[1, 1, 1, 0, 0, 1, 1, 0]]
     """
 
     strategy = "hashed"

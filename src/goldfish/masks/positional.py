@@ -11,6 +11,16 @@ class StaticMask:
     """Drop every k-th token of the row: positions k-1, 2k-1, ... (arXiv 2406.10209, section 3.1).
 
     A text that is repeated at another offset loses other tokens, so in the end every token of it is trained on.
+
+    `k`: one token in k is dropped, at least 2; None keeps all. Called with ids (B, T), integers, it returns keep_BT, bool.
+    Raises ValueError or TypeError that names the argument.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import StaticMask
+        >>> ids = torch.tensor([[7, 8, 9, 5, 7, 8, 9, 5]])  # a passage twice: another token is dropped each time
+        >>> StaticMask(k=3)(ids).int().tolist()
+        [[1, 1, 0, 1, 1, 0, 1, 1]]
     """
 
     strategy = "static"
@@ -31,6 +41,17 @@ class RandomMask:
 
     The draw is a function of (seed, visit, position), so it is the same on every device and for every batch split.
     Without `visit_B` it comes from torch's global generator.
+
+    `k`: one token in k is dropped on average, at least 2; None keeps all. `seed`: at least 0; another one gives
+    independent draws. Called with ids (B, T), integers, and visits (B,), it returns keep_BT, bool. Raises ValueError or
+    TypeError that names the argument.
+
+    Examples:
+        >>> import torch
+        >>> from goldfish import RandomMask
+        >>> ids = torch.tensor([[7, 8, 9, 5, 7, 8, 9, 5]])
+        >>> [RandomMask(k=3)(ids, visit_B=torch.tensor([visit])).int().tolist() for visit in (0, 1)]
+        [[[1, 1, 1, 0, 0, 0, 1, 1]], [[1, 1, 1, 1, 1, 1, 1, 1]]]
     """
 
     strategy = "random"

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from goldfish.config import settings_of
 from goldfish.config.checks import Count, Positive, ShareBelowOne, checked
 from goldfish.models.pretrained import load_config, load_model
 from goldfish.tools.files import FileError, read_object
@@ -33,6 +34,15 @@ class LlamaFromConfig:
     `tie_embeddings`: True = the LM head is the embedding matrix. `rope_theta`: base of the rotary embeddings.
     `norm_eps`: added to the variance in the norms. `max_length`: longest sequence in tokens. `dropout`: probability, in
     training, to zero an attention weight or an output of embedding, attention or MLP.
+
+    Called with the number of tokens, the separator's id and a seed it returns the Hugging Face model, on the CPU and in
+    float32. Raises ValueError for sizes that do not fit together.
+
+    Examples:
+        >>> from goldfish import LlamaFromConfig
+        >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        >>> llama(vocab_size=100, separator_id=0, seed=0).num_parameters()
+        13536
     """
 
     @checked
@@ -97,6 +107,9 @@ class LlamaFromPretrained:
     `path`: the folder; a relative path starts at the directory where the command was typed.
     """
 
+    reads_weights = True  # a checkpoint does not read them again: see `settings_of_model`
+
+    @checked
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
@@ -126,6 +139,38 @@ class LlamaFromPretrained:
         """Return the model on the CPU in float32, whatever type the files have. Raises ValueError as `config` does."""
         model = load_model(self.path, self.config(vocab_size, separator_id), dtype=torch.float32)
         return cast(LlamaForCausalLM, model)
+
+
+class LlamaFromHuggingFaceConfig:
+    """A model with fresh weights of a Hugging Face configuration in plain values.
+
+    A checkpoint keeps this of a model whose weights came from elsewhere: it holds them itself, so nothing is looked up.
+
+    `config`: what `model.config.to_diff_dict()` returns; its `model_type` must be one that transformers knows.
+    """
+
+    @checked
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = config
+        self.max_length: int | None = config.get("max_position_embeddings")
+
+    def config(self, vocab_size: int, separator_id: int) -> LlamaConfig:
+        """The model's configuration; vocabulary and separator are its own."""
+        return cast(LlamaConfig, AutoConfig.for_model(**self._config))
+
+    def __call__(self, vocab_size: int, separator_id: int, seed: int) -> LlamaForCausalLM:
+        """Return the model on the CPU, its weights a function of `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(self.config(vocab_size, separator_id))
+        return cast(LlamaForCausalLM, model)
+
+
+def settings_of_model(model: LlamaForCausalLM, source: Any) -> dict[str, Any]:
+    """Return plain values that make a model like `model` without its weights; `source`: what made it, if it is known."""
+    if source is None or getattr(source, "reads_weights", False):
+        source = LlamaFromHuggingFaceConfig(model.config.to_diff_dict())
+    return settings_of(source)
 
 
 def count_parameters(model: LlamaForCausalLM) -> int:

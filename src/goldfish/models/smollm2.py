@@ -24,6 +24,7 @@ class SmolLM2:
     """
 
     max_length: int | None = 8192
+    reads_weights = True
 
     def __init__(self) -> None:
         self.folder = _folder()

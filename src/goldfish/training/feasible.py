@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from goldfish.data.tokenizer import TokenizerSource
 from goldfish.models.estimate import empty, optimizer_bytes, parameters
 from goldfish.models.llama import LlamaSource
-from goldfish.training.module import OptimizerSource
+from goldfish.training.optimizers import OptimizerSource
 from goldfish.training.strategies import Strategy
 
 LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 2 and 1

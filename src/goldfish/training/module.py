@@ -3,115 +3,193 @@
 Shapes: B rows of the step on this device, T tokens of a row.
 """
 
-import logging
-import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import accumulate, islice
-from typing import Any, Protocol, cast
+from itertools import accumulate
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import SequentialLR
 from transformers import LlamaForCausalLM
 
-from goldfish.data.datamodule import shares_of
+from goldfish.config import build_component, settings_of
+from goldfish.data.datamodule import InjectionDataModule, shares_of
 from goldfish.masks import Mask
-from goldfish.objectives import Objective, Weighted
-from goldfish.objectives.next_token import NextToken, kept_loss, target_count
+from goldfish.models.llama import LlamaFromConfig, LlamaSource, settings_of_model
+from goldfish.objectives import NextToken, Objective
+from goldfish.training.optimizers import AdamW, OptimizerSource, ScheduleSource, WarmupLinear
+from goldfish.training.step_losses import refuse_divergence, step_losses, step_metrics
 from goldfish.training.strategies import Strategy, clip_gradients
+from goldfish.training.validation import ValidatedModule
 
-logger = logging.getLogger(__name__)
-ON_PROGRESS_BAR = ("train/loss", "val/loss", "memorization/exact_match")
-
-
-class OptimizerSource(Protocol):
-    """Makes the optimizer of a model. `takes_shards`: whether it can work on parts of matrices."""
-
-    takes_shards: bool
-
-    def __call__(self, model: torch.nn.Module) -> torch.optim.Optimizer: ...
+Settings = dict[str, Any]
 
 
-def refuse_divergence(name: str, loss: float, step: int, learning_rate: float) -> None:
-    """FloatingPointError if the loss is no number any more: all that follows would be none either."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{name}={loss} after step {step}: training diverged (learning rate {learning_rate:g}); type a lower optimizer.lr, a "
-            "smaller clip, or a longer schedule.warmup"
-        )
+class GoldfishModule(ValidatedModule):
+    """Train a causal language model on the targets that a mask keeps (arXiv 2406.10209, equation 2).
 
+    The loss is the sum over kept targets / their number in the GLOBAL batch, in nats. The number is known from the
+    mask before the first forward pass, so micro-batches and devices may hold very different shares of it and the
+    gradient is the same for any split. Optimization is manual for that reason: accumulate gradients by
+    `micro_batch_size` and clip them by `clip`, not by the Trainer's arguments. Validation is never masked.
 
-ScheduleSource = Callable[[torch.optim.Optimizer, int], LRScheduler]
+    Training batches are mappings of int64 tensors: `ids` (B, T), and `visit` (B,), the rows' numbers in the run, which
+    only `RandomMask` reads. Validation batches are [ids (B, T)], or [ids, counts (B,) bool]. `InjectionDataModule`
+    serves both.
 
+    Callbacks see `val/loss`, and of each log step `train/loss`: the objective's value, which for next-token prediction
+    is the mean over kept targets (`train/loss_kept`). Loggers also get `train/loss_dropped`, `train/loss_all`,
+    `train/lr` and `train/tokens_per_s`.
 
-class GoldfishModule(pl.LightningModule):
-    """Trains `model` on kept targets; loss = sum over kept targets / their number in the GLOBAL batch.
+    `model`: a Hugging Face Llama; or its settings, such as `LlamaFromConfig(...)` or their mapping, of which the model
+    is made once the vocabulary is known. Each component may also be a mapping of plain values with `_target_`, as in
+    conf/. `mask`: which targets keep their loss. `objective`: what is minimised, None = `NextToken()`. `optimizer`:
+    None = `AdamW()`, learning rate 4e-4. `schedule`: None = `WarmupLinear()`. `separator_id`: the token that begins a
+    document, None = the data module's; without one a row is one document for the mask. `steps`: optimizer steps of the
+    schedule, None = the Trainer's. `micro_batch_size`: rows of one forward pass, None = all of the device's. `clip`:
+    largest gradient norm, None = no clipping (the paper: 1.0). `log_every`: steps between log entries, None = the
+    Trainer's `log_every_n_steps`. `strategy`: how the model is sharded or compiled, None = not at all; any strategy of
+    the Trainer that keeps the weights whole (one device, DDP) needs none. `vocab_size`: tokens of a model that is made
+    from settings, None = the data module's tokenizer has. `seed`: decides its weights, None = `seed_everything`'s.
 
-    The number is known from the mask before the first forward pass, so micro-batches and devices may hold very
-    different shares of it and the gradient is the same for any split. Optimization is manual for that reason.
-    Validation is never masked.
+    The arguments are in every checkpoint as plain values, without pickle, and in `hparams`;
+    `load_from_checkpoint(path)` needs no others. An argument whose class has no `@checked` constructor and no
+    attribute of its name must be given again.
 
-    Lightning's callbacks see `val/loss`, and of each log step what the loggers get and `train/loss`: the objective's
-    value, which for next-token prediction is the mean over kept targets of the global batch (train/loss_kept).
+    Raises ValueError for arguments that do not fit together; FloatingPointError when the loss is no number any more.
 
-    `separator_id`: the token that begins a document. `micro_batch_size`: rows of one forward pass (None = all of the
-    device's). `clip`: largest gradient norm (None = no clipping). `log_every`: steps between log entries.
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> from goldfish import GoldfishModule, HashedMask, Injection, InjectionDataModule, LlamaFromConfig
+        >>> injection = Injection(documents=4, never_seen=4, repeats=8, document_tokens=48)
+        >>> data = InjectionDataModule(injection=injection, sequence_length=64, batch_size=4, tokens=20_000)
+        >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        >>> module = GoldfishModule(llama, mask=HashedMask(k=4))
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer = Trainer(max_steps=2, **quiet)
+        >>> trainer.fit(module, data)
+        >>> module.hparams.mask["k"], int(module.supervised_tokens) < 2 * 4 * 63
+        (4, True)
     """
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
-        mask: Mask,
-        objective: Objective,
-        optimizer: OptimizerSource,
-        schedule: ScheduleSource,
-        separator_id: int,
-        steps: int,
+        model: LlamaForCausalLM | LlamaSource | Settings,
+        mask: Mask | Settings,
+        objective: Objective | Settings | None = None,
+        optimizer: OptimizerSource | Settings | None = None,
+        schedule: ScheduleSource | Settings | None = None,
+        separator_id: int | None = None,
+        steps: int | None = None,
         micro_batch_size: int | None = None,
         clip: float | None = 1.0,
-        log_every: int = 10,
+        log_every: int | None = None,
         strategy: Strategy | None = None,
+        vocab_size: int | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self._strategy, self._is_sharded = strategy or Strategy(), False
-        self.model, self.mask, self.objective = model, mask, objective
-        self._optimizer, self._schedule = optimizer, schedule
-        self._stages = objective.stages(steps)
-        if self._strategy.holds_gradients and (objective.weighted or len(self._stages) > 1):
+        self.mask: Mask = build_component(mask, Mask, "mask")
+        self.objective: Objective = build_component(objective, Objective, "objective") or NextToken()
+        self._optimizer = build_component(optimizer, OptimizerSource, "optimizer") or AdamW()
+        self._schedule = build_component(schedule, ScheduleSource, "schedule") or WarmupLinear()
+        self.steps, self.separator_id, self.vocab_size = steps, separator_id, vocab_size
+        self.micro_batch_size, self.clip, self.log_every = micro_batch_size, clip, log_every
+        self._stages = self._starts = [0]
+        if steps is not None:
+            self._plan_stages(steps)
+        self._seed = torch.initial_seed() if seed is None else seed
+        self.model: LlamaForCausalLM
+        self._source: LlamaSource | None = None
+        if isinstance(model, torch.nn.Module):
+            self.model, self.vocab_size = model, model.config.vocab_size
+        else:
+            if isinstance(model, dict):
+                model = {"_target_": f"{LlamaFromConfig.__module__}.LlamaFromConfig", **model}
+            self._source = build_component(model, LlamaSource, "model")
+        plain = dict(micro_batch_size=micro_batch_size, clip=clip, log_every=log_every, steps=steps, seed=seed)
+        parts = dict(mask=self.mask, objective=self.objective, optimizer=self._optimizer, schedule=self._schedule)
+        self.save_hyperparameters(plain | {name: settings_of(part) for name, part in parts.items()}, logger=False)
+        self._make_model()
+        self.supervised_tokens: Tensor
+        self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
+        self.kept: Tensor  # keep_BT of the last step, which the ledger records
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Make the module of a checkpoint's file; arguments of the constructor replace those that the file holds.
+
+        No pickle is executed, wherever the file comes from. Classes outside of goldfish are built if the environment
+        variable GOLDFISH_TARGETS allows their package. Raises ConfigError with what is missing or not allowed.
+        """
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only is not False, **kwargs
+        )
+
+    def setup(self, stage: str) -> None:
+        """Take from the data module what was not given. Lightning calls this before `configure_model`."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, InjectionDataModule):
+            return
+        if stage == "fit":
+            data.meet_budget(self.mask)
+        if self.vocab_size is None:
+            self.vocab_size = data.vocab_size
+        if self.separator_id is None:
+            self.separator_id = data.separator_id
+        if data.vocab_size > self.vocab_size:
+            raise ValueError(
+                f"model: it knows {self.vocab_size} tokens, the data module's tokenizer {data.vocab_size}; give the model that "
+                "belongs to the tokenizer, or InjectionDataModule(tokenizer=...)"
+            )
+
+    def _make_model(self) -> None:
+        """Make the model if it is not there and the vocabulary is known; note in `hparams` what makes it again."""
+        if self._source is not None and self.vocab_size is not None and not hasattr(self, "model"):
+            self.model = self._source(self.vocab_size, cast(int, self.separator_id), self._seed)
+        if hasattr(self, "model"):
+            settings = settings_of_model(self.model, self._source)
+            self.hparams.update(model=settings, vocab_size=self.vocab_size, separator_id=self.separator_id)
+
+    def _plan_stages(self, steps: int) -> None:
+        """Divide the steps among the objective's stages; ValueError if the strategy cannot."""
+        self._stages = self.objective.stages(steps)
+        self._starts = [0, *accumulate(self._stages[:-1])]
+        if self._strategy.holds_gradients and (self.objective.weighted or len(self._stages) > 1):
             raise ValueError(
                 "strategy: DeepSpeed keeps gradients and optimizer state to itself, and this objective scales or resets "
                 "them; type strategy=fsdp2, or another objective"
             )
-        self._starts = [0, *accumulate(self._stages[:-1])]
-        self.separator_id, self.micro_batch_size, self.clip, self.log_every = (
-            separator_id,
-            micro_batch_size,
-            clip,
-            log_every,
-        )
-        self._seed = torch.initial_seed()
-        self.supervised_tokens: Tensor
-        self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
-        self.last_loss = float("nan")
-        self.kept: Tensor  # keep_BT of the last step, which the ledger records
-        self._validation = torch.zeros(2, dtype=torch.float64)
-        self.val_loss, self._validated = float("nan"), -1
-        self._clock = (0, 0.0)
 
     def configure_model(self) -> None:
-        """Let the strategy change the model; Lightning calls it once the processes know of each other."""
+        """Make the model of its settings, and shard it. Lightning calls this after the process group is initialised."""
+        self._make_model()
+        if not hasattr(self, "model"):
+            raise ValueError(
+                "vocab_size=None: a model that is made from settings needs the vocabulary; give the Trainer an "
+                "InjectionDataModule, or type GoldfishModule(..., vocab_size=N, separator_id=N)"
+            )
         if not self._is_sharded:
             self._strategy.shard(self, self.model, self.device_mesh if self._strategy.meshes else None)
             self._is_sharded = True
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and a schedule over the steps of each stage."""
+        if self.steps is None:
+            self._plan_stages(_steps_of(self.trainer))
         optimizer = self._optimizer(self.model)
         schedules: list[Any] = [self._schedule(optimizer, steps) for steps in self._stages]
         whole = schedules[0] if len(schedules) == 1 else SequentialLR(optimizer, schedules, self._starts[1:])
@@ -126,9 +204,10 @@ class GoldfishModule(pl.LightningModule):
         if self.global_step in self._starts[1:]:
             for part in getattr(optimizer.optimizer, "parts", [optimizer.optimizer]):
                 part.state.clear()
-        self.kept = keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch["visit"])
+        self.kept = keep_BT = self.mask(batch["ids"], boundary_id=self.separator_id, visit_B=batch.get("visit"))
         count = self._global_sum(self.objective.count(keep_BT))
-        logs = (self.global_step + 1) % self.log_every == 0
+        log_every = self.log_every or self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs = bool(log_every) and (self.global_step + 1) % log_every == 0
         micro_batches = list(
             zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True)
         )
@@ -137,7 +216,7 @@ class GoldfishModule(pl.LightningModule):
         sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         for index, (ids_mBT, keep_mBT) in enumerate(micro_batches):
             with self._gradient_sync(last=index == len(micro_batches) - 1):
-                loss, others = self.run(self._losses, ids_mBT, keep_mBT, logs)
+                loss, others = self.run(step_losses, self.objective, ids_mBT, keep_mBT, logs)
                 # Gradients are averaged over the shares, so each share's is scaled back up to a sum.
                 self.manual_backward(loss * (shares_of(self.trainer)[1] / count.clamp(min=1)))
             if logs or self.objective.weighted:
@@ -158,146 +237,19 @@ class GoldfishModule(pl.LightningModule):
         if logs:
             self._log_training(self._global_sum(sums), count, batch["ids"].numel())
 
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(model, *arguments)`. Strategies that shard the weights gather them around it: see `run`."""
-        return function(self.model, *arguments)
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(model, *arguments)` with whole weights, whatever the strategy; all processes must call it."""
-        wrapped: Any = self.trainer.strategy.model if self._strategy.wraps else self
-        return wrapped(function, *arguments)
-
-    def _losses(
-        self, model: LlamaForCausalLM, ids_BT: Tensor, keep_BT: Tensor, logs: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The objective, and beside it what training_step sums: plain cross entropies only if `logs`."""
-        nothing = torch.zeros((), device=ids_BT.device)
-        hidden: list[Tensor] = []
-        hook = None
-        if logs and isinstance(self.objective, NextToken):
-            hook = model.model.register_forward_hook(lambda _m, _i, out: hidden.append(out[0].detach()))
-        found = self.objective(model, ids_BT, keep_BT)
-        loss, weight = found if isinstance(found, Weighted) else (found, nothing)
-        if hook is not None:
-            hook.remove()
-        if not logs:
-            return loss, [weight, *4 * [nothing]]
-        with torch.no_grad():
-            if not isinstance(self.objective, NextToken):
-                ids_BT, keep_BT = self.objective.rows(ids_BT), self.objective.rows(keep_BT)
-                hidden = [model.model(input_ids=ids_BT, use_cache=False).last_hidden_state]
-            others = [weight]
-            for keep in (keep_BT, ~keep_BT):  # the trunk's pass is shared: only the head runs again
-                is_known = keep is keep_BT and isinstance(self.objective, NextToken)
-                others += [
-                    loss.detach() if is_known else kept_loss(hidden[0], model.lm_head.weight, ids_BT, keep),
-                    target_count(keep),
-                ]
-        return loss, others
-
     def _log_training(self, sums: Tensor, count: Tensor, tokens: int) -> None:
-        objective, weight, kept, kept_count, dropped, dropped_count = sums.tolist()
         now, step = time.perf_counter(), self.global_step
-        refuse_divergence("train/loss", objective + kept + dropped, step, self._learning_rate())
-        metrics = {
-            "train/loss_all": (kept + dropped) / max(1, kept_count + dropped_count),
-            "train/lr": self._learning_rate(),
-        }
-        if not isinstance(self.objective, NextToken):
-            metrics["train/objective"] = objective / (weight or max(1, int(count)))
-        if kept_count:
-            metrics["train/loss_kept"] = self.last_loss = kept / kept_count
-        if dropped_count:
-            metrics["train/loss_dropped"] = dropped / dropped_count
+        metrics = step_metrics(self.objective, sums, count) | {"train/lr": self._learning_rate()}
+        loss = metrics.pop("train/loss")  # the loggers have it under another name
+        refuse_divergence("train/loss", loss + metrics["train/loss_all"], step, self._learning_rate())
+        self.last_loss = metrics.get("train/loss_kept", self.last_loss)
         if self._clock[1]:
             metrics["train/tokens_per_s"] = (
                 tokens * shares_of(self.trainer)[1] * (step - self._clock[0]) / (now - self._clock[1])
             )
         self._clock = (step, now)
         self.log_now(metrics)
-        self._show({"train/loss": objective / (weight or max(1, int(count)))})  # the loggers have it under another name
-
-    def log_now(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to the loggers under the number of steps done, and to Lightning's callbacks and progress bar.
-
-        Lightning's self.log would repeat them in the loggers every `log_every_n_steps`, with a column of epochs, and
-        take time at every step, also at those that log nothing.
-        """
-        for sink in self.loggers:
-            sink.log_metrics(metrics, step=self.global_step)
-        self._show(metrics)
-
-    def _show(self, metrics: dict[str, float]) -> None:
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        self.trainer.progress_bar_metrics.update({key: metrics[key] for key in ON_PROGRESS_BAR if key in metrics})
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add up the loss of ALL targets of the rows [ids (B, T)], or of those that count: [ids, counts (B,)]."""
-        ids_BT = self.objective.rows(batch[0])
-        keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        if len(batch) > 1:
-            keep_BT = self.objective.rows(batch[1].unsqueeze(1).expand_as(batch[0]))
-        loss = self.run(NextToken(), ids_BT, keep_BT)
-        self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
-
-    def _mean_loss(self) -> float:
-        """The mean over all targets of all devices, in nats."""
-        loss, count = self._global_sum(self._validation.to(self.device)).tolist()
-        self._validation.zero_()
-        return float(loss / count)
-
-    def _end_validation(self) -> None:
-        """Log val/loss."""
-        self.val_loss, self._validated = self._mean_loss(), self.global_step
-        refuse_divergence("val/loss", self.val_loss, self.global_step, self._learning_rate())
-        self.log_now({"val/loss": self.val_loss})
-        logger.info("step %d: val/loss %.4f, train/loss_kept %.4f", self.global_step, self.val_loss, self.last_loss)
-        self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
-
-    def on_validation_epoch_end(self) -> None:
-        """Log val/loss, also for callbacks such as EarlyStopping and as what trainer.validate returns."""
-        is_fit = self.trainer.state.fn == TrainerFn.FITTING
-        if is_fit and not self.trainer.sanity_checking:
-            self._end_validation()
-        else:
-            self.val_loss = self._mean_loss()
-        # The same value on all devices; sync_dist only keeps Lightning from warning that it may not be.
-        self.log("val/loss", self.val_loss, logger=not is_fit, prog_bar=True, sync_dist=True)
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add up the loss of ALL targets of rows that are given to trainer.test."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log test/loss, which trainer.test returns: the mean over all targets, in nats."""
-        self.log("test/loss", self._mean_loss(), sync_dist=True)
-
-    def on_train_end(self) -> None:
-        """Validate after the last step, unless that was just done."""
-        loader, batches = cast(Any, self.trainer.val_dataloaders), sum(self.trainer.num_val_batches)
-        if not batches or self._validated == self.global_step:
-            return
-        self.eval()
-        with torch.no_grad():
-            for index, batch in enumerate(islice(loader, int(batches))):
-                self.validation_step([part.to(self.device) for part in batch], index)
-        self._end_validation()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the last validation's loss into the checkpoint: a run that continues after its last step does no other one."""
-        checkpoint["goldfish_val_loss"] = torch.tensor(self.val_loss, dtype=torch.float64)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the last validation's loss; a checkpoint of an earlier version has none."""
-        self.val_loss = float(checkpoint.get("goldfish_val_loss", self.val_loss))
-
-    def _global_sum(self, value: Tensor) -> Tensor:
-        """The sum over the shares of the step's rows."""
-        strategy = self.trainer.strategy
-        if shares_of(self.trainer)[1] == 1:
-            return value
-        group = strategy.device_mesh["data_parallel"].get_group() if hasattr(strategy, "device_mesh") else None
-        return strategy.reduce(value, group, reduce_op="sum")
+        self._show({"train/loss": loss})
 
     def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed would also queue a call, with its stack, for each kind of device that is not there: 0.6 ms a step.
@@ -310,6 +262,12 @@ class GoldfishModule(pl.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block is not None and not last and self.trainer.world_size > 1 else nullcontext()
 
-    def _learning_rate(self) -> float:
-        schedule: Any = self.lr_schedulers()
-        return float(schedule.get_last_lr()[0])
+
+def _steps_of(trainer: pl.Trainer) -> int:
+    """The optimizer steps of a whole run; ValueError if it has no end."""
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < float("inf"):
+        raise ValueError(
+            f"steps={steps}: the schedule needs an end; give Trainer(max_epochs=1), max_steps=N or steps=N"
+        )
+    return int(steps)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from goldfish.training.module import OptimizerSource, ScheduleSource, refuse_divergence
+from goldfish.training.optimizers import OptimizerSource, ScheduleSource
+from goldfish.training.step_losses import refuse_divergence
 from goldfish.training.strategies import Strategy, clip_gradients
 from goldfish.unlearning.objectives import Method, Step
 from goldfish.unlearning.questions import Row, collate

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from goldfish.config.checks import checked
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
 from goldfish.data.corpus.text import files_of
 from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, reading, reason
@@ -62,6 +63,7 @@ class JsonLines(_Rows):
 
     PATTERNS = ("**/*.jsonl", "**/*.jsonl.gz", "**/*.ndjson", "**/*.ndjson.gz")
 
+    @checked
     def __init__(self, path: str, text: str = "text", id: str | None = None, group: str | None = None) -> None:
         super().__init__(text, id, group)
         self._files = files_of(path, *self.PATTERNS)
@@ -88,6 +90,7 @@ class Parquet(_Rows):
     these columns are read, and memory holds a part of one row group.
     """
 
+    @checked
     def __init__(self, path: str, text: str = "text", id: str | None = None, group: str | None = None) -> None:
         super().__init__(text, id, group)
         self._files = files_of(path, "**/*.parquet")
@@ -132,6 +135,7 @@ class HuggingFace(_Rows):
     The tests read local folders only; access to the hub is untested.
     """
 
+    @checked
     def __init__(
         self,
         path: str,

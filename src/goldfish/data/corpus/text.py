@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from goldfish.config.checks import checked
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
 from goldfish.tools.files import opened
 
@@ -18,6 +19,7 @@ class TextFiles:
     a paragraph (the lines between blank lines), and memory holds one paragraph.
     """
 
+    @checked
     def __init__(self, path: str, pattern: str = "**/*.txt", split: Literal["file", "paragraph"] = "file") -> None:
         self.split = split
         self._files = files_of(path, pattern)

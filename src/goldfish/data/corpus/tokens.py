@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from goldfish.config.checks import checked
 from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
 from goldfish.tools.files import FileError
 
@@ -21,6 +22,7 @@ class TokenFile:
     without it. A document, and its group, is named FILE#NUMBER.
     """
 
+    @checked
     def __init__(
         self,
         path: str,
@@ -66,6 +68,7 @@ class Megatron:
     MAGIC = b"MMIDIDX\x00\x00"
     DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # noqa: RUF012
 
+    @checked
     def __init__(self, path_prefix: str, separator: int | None = None) -> None:
         prefix = path_prefix.removesuffix(".bin").removesuffix(".idx")
         self._bin, self._idx = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")

@@ -1,0 +1,171 @@
+"""Extraction and membership scores of any causal language model and any documents, as data frames.
+
+The rows are those of the engine that goldfish-eval and the end of a training run use: see goldfish.evaluation.engine.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from goldfish.data.packing import InjectedDocument
+from goldfish.data.tokenizer import encode
+from goldfish.evaluation.engine import EvaluationTarget, evaluate_part, evaluate_parts, parts_of
+from goldfish.evaluation.extraction import Extraction
+from goldfish.masks import Mask, NoMask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Document = str | Sequence[int] | Mapping[str, Any] | InjectedDocument
+
+
+def extract(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[Document],
+    *,
+    exposures: Mapping[str, int] | None = None,
+    mask: Mask | None = None,
+    **settings: Any,
+) -> "pd.DataFrame":
+    """Prompt a model with a part of each document, decode, and compare with what follows in the document.
+
+    A row a document and setting, with the columns of a run's extraction.parquet: the document and the setting, the
+    metrics (`exact_match`, `rouge_l`, `longest_prefix` in tokens, `token_accuracy`, `log_p_z` in nats, ...:
+    goldfish.evaluation.metrics), and texts and token ids of prefix, suffix and continuation. Documents that are too
+    short for a setting have no row of it.
+
+    `model`: any Hugging Face causal language model, on its device. `tokenizer`: the model's; its bos token (or eos, if
+    it has none) stands before each document. `documents`: a list of texts, of lists of token ids, or of mappings with
+    "text" or "ids" and maybe "id" and "split" ("injected", the default, or "never_seen"); without an id a document is
+    called by its place. `exposures`: how often training saw each document, by its id; 0 where there is none. `mask`:
+    the mask of the training, for the column `kept` (None = all tokens were kept). `settings`: arguments of
+    goldfish.evaluation.extraction.Extraction, such as `prefix_tokens` (64), `suffix_tokens` (64), `offset` (0),
+    `edit_rate` (0.0), `decoding` ("greedy") and `bos` ("document"), of each of which a list is a sweep, and
+    `batch_size` (64).
+
+    Raises ValueError for settings outside their bounds, for documents without text or with ids that the model does not
+    know, and if every document is too short. Source: arXiv 2406.10209, section 4; arXiv 2202.07646.
+
+    Examples:
+        >>> from goldfish import Injection, InjectionDataModule, LlamaFromConfig, extract
+        >>> data = InjectionDataModule(
+        ...     injection=Injection(documents=4, never_seen=4, repeats=8, document_tokens=48), sequence_length=64
+        ... )
+        >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        >>> model = llama(data.vocab_size, data.separator_id, seed=0)
+        >>> texts = [document.text for document in data.documents]
+        >>> found = extract(model, data.tokenizer, texts, prefix_tokens=[16, 8], suffix_tokens=16)
+        >>> len(found), bool(found.exact_match.any())
+        (16, False)
+    """
+    import pandas as pd
+
+    for name in ("membership", "precision"):
+        if name in settings:
+            raise ValueError(
+                f"{name}={settings[name]!r}: not of extract; it is goldfish.membership, or the model's own type"
+            )
+    extraction = Extraction(**settings, membership=False)
+    ngrams = extraction.memfree.filter(tokenizer, None) if extraction.needs_ngrams else None
+    with evaluating(model):
+        found = to_documents(documents, tokenizer)
+        target = EvaluationTarget(model, tokenizer, found, exposures or {}, mask or NoMask(), (), ngrams)
+        rows, _ = evaluate_parts(target, extraction)
+    return pd.DataFrame(rows)
+
+
+def membership(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[Document],
+    *,
+    tokens: int | None = None,
+    exposures: Mapping[str, int] | None = None,
+    percents: list[int] | None = None,
+    reference: str | None = None,
+    batch_size: int = 64,
+) -> "pd.DataFrame":
+    """Score how much each document looks like one that the model was trained on (membership inference).
+
+    A row a document, with the columns of a run's membership.parquet; of each score a higher one says "seen in training"
+    (goldfish.evaluation.membership).
+
+    `model`, `tokenizer`, `documents`, `exposures`: see `extract`. `tokens`: score the first so many of each document, at
+    least 1; None = all that the model can read. `percents`: for min-k %, 1 to 100 each, None = [20]. `reference`: the
+    folder of a model for the reference-model ratio, None = leave it out. `batch_size`: documents at a time.
+
+    Raises ValueError for arguments outside these bounds. Source: arXiv 2310.16789 (min-k %).
+
+    Examples:
+        >>> from goldfish import Injection, InjectionDataModule, LlamaFromConfig, membership
+        >>> data = InjectionDataModule(
+        ...     injection=Injection(documents=4, never_seen=4, repeats=8, document_tokens=48), sequence_length=64
+        ... )
+        >>> llama = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        >>> model = llama(data.vocab_size, data.separator_id, seed=0)
+        >>> membership(model, data.tokenizer, data.documents, tokens=32).tokens.unique().tolist()
+        [32]
+    """
+    import pandas as pd
+
+    wanted: Any = "document" if tokens is None else tokens
+    how: dict[str, Any] = dict(membership_tokens=wanted, percents=percents, reference=reference, batch_size=batch_size)
+    extraction = Extraction(prefix_tokens=1, suffix_tokens=1, **how)
+    with evaluating(model):
+        target = EvaluationTarget(model, tokenizer, to_documents(documents, tokenizer), exposures or {}, NoMask())
+        parts = [part for part in parts_of(target, extraction) if part.setting is None]
+        return pd.DataFrame([row for part in parts for row in evaluate_part(target, extraction, part)])
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch the model to evaluation (no dropout), and back to what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def to_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> list[InjectedDocument]:
+    """Return documents given as texts, token ids or mappings with ids and texts; ValueError names one that is neither."""
+    if isinstance(documents, str | Mapping):
+        raise ValueError(f"documents: wanted a list of documents, got one {type(documents).__name__}; type [document]")
+    entries = [_entry(given, str(place)) for place, given in enumerate(documents)]
+    encoded = iter(encode(tokenizer, [entry["text"] for entry in entries if entry["ids"] is None]))
+    found: dict[str, InjectedDocument] = {}
+    for entry in entries:
+        name, ids = entry["id"], entry["ids"]
+        ids = next(encoded) if ids is None else [int(token) for token in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+            raise ValueError(f"document {name!r:.80}: holds ids outside of the tokenizer's 0 to {len(tokenizer) - 1}")
+        if name in found:
+            raise ValueError(f"document {name!r:.80}: the id stands twice; give each document another")
+        text = str(tokenizer.decode(ids)) if entry["text"] is None else entry["text"]
+        found[name] = InjectedDocument(name, entry["split"], ids, text)
+    return list(found.values())
+
+
+def _entry(given: Document, place: str) -> dict[str, Any]:
+    """A document's id, split, text and token ids; one of the last two may be None."""
+    entry: dict[str, Any] = dict(id=place, split="injected", text=None, ids=None)
+    if isinstance(given, InjectedDocument):
+        entry |= vars(given)
+    elif isinstance(given, Mapping):
+        entry |= {name: value for name, value in given.items() if name in entry}
+    else:
+        entry["text" if isinstance(given, str) else "ids"] = given
+    entry["id"] = str(entry["id"])
+    if not entry["text"] and (entry["ids"] is None or not len(entry["ids"])):
+        raise ValueError(
+            f"document {entry['id']!r:.80}: wanted a text, token ids or a mapping with one, got {given!r:.80}"
+        )
+    if entry["split"] not in ("injected", "never_seen"):
+        raise ValueError(
+            f'document {entry["id"]!r:.80}: split={entry["split"]!r:.80}; allowed are "injected", "never_seen"'
+        )
+    return entry
