@@ -54,7 +54,7 @@ def test_the_installed_wheel_runs_from_an_empty_directory(wheel, tmp_path, cache
     )
     assert where.stdout.startswith(str(site)), where
     overrides = [*TINY, "trainer.max_steps=1", f"data.cache_dir={cache}"]
-    train = [*python, "-m", "goldfish.cli.train", "experiments=quickstart", "hydra.mode=RUN", *overrides]
+    train = [*python, "-m", "goldfish.cli.train", "experiment=quickstart", "hydra.mode=RUN", *overrides]
     done = subprocess.run(train, env=environment, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(empty.glob("logs/quickstart/*/result.json"))

@@ -42,7 +42,7 @@ goldfish-train mask=static mask.k=8 --cfg job   # show the composed configuratio
 goldfish-train --help                           # every group and key in the terminal
 ```
 
-A group (`mask`, `model`, ...) takes the name of a file; a key takes a value. `experiments=NAME` takes a whole
+A group (`mask`, `model`, ...) takes the name of a file; a key takes a value. `experiment=NAME` takes a whole
 experiment. A wrong key, type or value is refused before anything runs, with all errors reported together.
 """
 
@@ -75,7 +75,8 @@ class Option(NamedTuple):
 
 def options() -> list[Option]:
     """Every file of conf/, group by group."""
-    return [_option(path.relative_to(CONF)) for path in sorted(CONF.rglob("*.yaml"))]
+    paths = [path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml"))]
+    return [_option(path) for path in paths if path.parts[0] != "hydra"]  # conf/hydra/help: texts of --help
 
 
 @cache
