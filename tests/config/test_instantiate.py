@@ -34,7 +34,7 @@ GIVEN = {
     "objective/self_contrastive": ["objective.premature=model"],
     "questions/injected_documents": ["questions.run=run"],
 }
-REFUSED = ("questions/injected_documents", "strategy/deepspeed")  # without a finished run, without the extra: by both
+REFUSED = ("questions/injected_documents",)  # by both: there is no finished run
 FILES = [
     path.relative_to(CONF).with_suffix("").as_posix()
     for path in sorted(CONF.glob("*/**/*.yaml"))
@@ -105,4 +105,4 @@ def test_hydra_s_instantiate_builds_what_the_checked_builder_builds(name, texts,
     cls = resolve_class(settings["_target_"])
     by_hydra, checked = refused_or(lambda: instantiate(settings)), refused_or(lambda: build(cls, settings))
     assert by_hydra == checked
-    assert checked[0] is cls or name in REFUSED, checked
+    assert checked[0] is cls or name in REFUSED or "not installed" in checked, checked
