@@ -48,7 +48,7 @@ def test_every_link_and_include_of_the_pages_leads_somewhere(tmp_path):
     settings = (tmp_path / "mkdocs.yml").read_text()
     assert "configuration/mask.md" in settings and "api/goldfish.md" in settings
     written = (tmp_path / "docs-source" / "how-to" / "mask.md").read_text()
-    assert "`src/goldfish/masks/mine.py`" in written, "the recipe of CONTRIBUTING.md is not included"
+    assert 'title="src/minnow/masks/blocks.py"' in written, "the recipe of CONTRIBUTING.md is not included"
     assert (tmp_path / "docs-source" / "experiments" / "k_sweep" / "results.csv").is_file()
 
 

@@ -17,7 +17,7 @@ class Defence(ABC):
     or "defended_beam".
     """
 
-    def prepare(
+    def prepare(  # noqa: B027 (most defences need not know the text)
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
     ) -> None:
         """Read what the defence needs to know. Called once, before anything is decoded.
