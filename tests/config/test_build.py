@@ -49,6 +49,7 @@ def test_every_option_of_every_group_builds_or_says_what_it_needs(composed, grou
                 "packages that are not installed",
                 "exposures do not fit",
                 "type optimizer=adamw",
+                "type evaluation.decoding=defended",
                 "type data/tokenizer=smollm2",
             )
             assert all(any(need in problem for need in needs) for problem in error.problems), (option, error)

@@ -89,3 +89,18 @@ def test_without_memfree_no_filter_is_built(finished, monkeypatch):
     monkeypatch.setattr("goldfish.decoding.memfree.NgramFilter.build", lambda *a, **k: pytest.fail("built"))
     assert not job(f"run={finished}", "out=elsewhere").evaluation.defences
     job(f"run={finished}").load()
+
+
+def test_memfree_as_the_chosen_defence_makes_what_the_decoding_memfree_makes(finished, tmp_path):
+    same = ["min_count=4", "ngram=3"]
+    own = [f"evaluation.{name}.{one}" for name in ("memfree", "defence") for one in same]
+    ways = "evaluation.decoding=[memfree,defended,greedy]"
+    asked = job(f"run={finished}", "evaluation/defence=memfree", ways, *own, f"out={tmp_path}")
+    target = asked.load()
+    learn_by_heart(target.model, [document.ids for document in target.documents])
+    rows, _ = evaluate_parts(target, asked.evaluation)
+    made = {
+        way: [row["generated_ids"] for row in rows if row["decoding"] == way]
+        for way in ("memfree", "defended", "greedy")
+    }
+    assert made["memfree"] == made["defended"] != made["greedy"]

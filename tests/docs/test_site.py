@@ -54,7 +54,7 @@ def test_every_link_and_include_of_the_pages_leads_somewhere(tmp_path):
 
 def test_broken_links_and_includes_are_all_named(tmp_path, monkeypatch):
     shutil.copytree(assemble.ROOT / "docs", tmp_path / "docs")
-    for name in ("experiments", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("src", "experiments", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         (tmp_path / name).symlink_to(assemble.ROOT / name)
     with (tmp_path / "docs" / "tour.md").open("a") as page:
         page.write("\n[no](no.md)\n\n<!-- include README.md#no-such-section -->\n\n```\n[code](is-no-link)\n```\n")

@@ -63,7 +63,7 @@ def fork(name: str, folder: Path) -> int:
             target.write_text(renamed(text, name), encoding="utf-8")
     if importlib.util.find_spec("ruff"):  # imports and lines are sorted and broken by the length of names
         for command in (["check", "--select", "I", "--fix"], ["format"]):
-            subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", folder], check=True)
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", "--no-cache", folder], check=True)
     return len(paths)
 
 

@@ -1,11 +1,46 @@
 """Metrics that `evaluation/metrics=NAME` adds to the built-in ones of metrics.py. Shapes: S suffix tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from goldfish.evaluation.metrics import OTHERS, SHARES
+from goldfish.evaluation.setting import Setting
+
+# What columns of extraction.parquet and of the report are called already.
+TAKEN = {
+    *(
+        *SHARES,
+        *OTHERS,
+        *Setting._fields,
+        "document",
+        "split",
+        "exposures",
+        "first_divergence",
+        "prefix",
+        "suffix",
+        "generated",
+    ),
+    *(
+        "generated_ids",
+        "true_pieces",
+        "pieces",
+        "kept",
+        "val_loss",
+        "run",
+        "study",
+        "arm",
+        "strategy",
+        "k",
+        "h",
+        "seed",
+    ),
+    *("seeds", "over", "group", "line", "control", "control_rouge_l", "repeated", "seconds", "input_tokens"),
+    *("supervised_tokens", "run_dir", "name"),
+}
 
 
 class Continuation(NamedTuple):
@@ -39,6 +74,13 @@ class LongestCopy:
         true = continuation.true_ids
         matcher = SequenceMatcher(None, true, continuation.generated_ids, autojunk=False)
         return matcher.find_longest_match().size / len(true)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError if a metric would have the name of another column."""
+    for name in names:
+        if name in TAKEN or name.startswith("never_seen_") or name.endswith(("_low", "_high")):
+            raise ValueError(f"metrics.{name}: a column of the tables has this name; give the metric another one")
 
 
 def measure(metrics: Mapping[str, Metric], continuation: Continuation, document: str) -> dict[str, float]:

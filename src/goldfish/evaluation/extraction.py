@@ -18,45 +18,14 @@ from goldfish.config.checks import Count, Natural, Positive, Seed, Share, checke
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
 from goldfish.decoding import Defence, MemFree
-from goldfish.evaluation.custom_metrics import Continuation, Metric, measure
+from goldfish.evaluation.custom_metrics import Continuation, Metric, check_names, measure
 from goldfish.evaluation.decoding import beam, forced, greedy, sample
 from goldfish.evaluation.forward import silent
-from goldfish.evaluation.metrics import OTHERS, SHARES, compare, compare_text, forced_metrics, repetition
+from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, repetition
 from goldfish.evaluation.progress import CountTokens
 from goldfish.evaluation.scheme import Scheme
 from goldfish.evaluation.setting import Bos, Decoding, Offset, Setting
 from goldfish.masks import Mask
-
-# Columns of extraction.parquet and of the report beside the metrics.
-NOT_METRICS = (
-    *("document", "split", "exposures", *Setting._fields, "first_divergence", "prefix", "suffix", "generated"),
-    *(
-        "generated_ids",
-        "true_pieces",
-        "pieces",
-        "kept",
-        "val_loss",
-        "run",
-        "study",
-        "arm",
-        "strategy",
-        "k",
-        "h",
-        "seed",
-    ),
-    *(
-        "seeds",
-        "over",
-        "group",
-        "line",
-        "control",
-        "repeated",
-        "seconds",
-        "input_tokens",
-        "supervised_tokens",
-        "run_dir",
-    ),
-)
 
 
 class Extraction:
@@ -118,8 +87,7 @@ class Extraction:
         self.seed, self.membership, self.membership_tokens = seed, membership, membership_tokens
         self.percents, self.reference = percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
-        if taken := self.metrics.keys() & {*SHARES, *OTHERS, *NOT_METRICS}:
-            raise ValueError(f"metrics.{min(taken)}: a column with this name exists already; give another name")
+        check_names(self.metrics)
         if reference is not None and not (Path(reference) / "config.json").is_file():
             raise ValueError(
                 f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
