@@ -3,6 +3,7 @@
 import pytest
 from conftest import TINY
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 
 from goldfish.cli.train import plain
 from goldfish.config import home
@@ -44,3 +45,8 @@ def test_a_mistyped_experiment_is_answered_with_those_that_are_there_and_nothing
     assert done.returncode == 1 and "Traceback" not in done.stderr
     options = done.stderr.partition("Available options in 'experiment':")[2].partition("Config search path")[0].split()
     assert options == sorted(path.stem for path in (home() / "experiments").glob("*.yaml"))
+
+
+def test_an_experiment_is_an_option_of_no_other_group():
+    with pytest.raises(MissingConfigException, match="Could not find 'mask/k_sweep'"):
+        settings("train", "mask=k_sweep")
