@@ -153,7 +153,12 @@ def _sources(parts: Sequence[tuple[str, str, dict[str, str], list[dict[str, Any]
         for edited in (False, True):
             keys = ("documents", *_ASKED_OF.get(decoding, ()), *(("edit_kinds", "seed") if edited else ()))
             alike = [
-                (place, number, source, {key: value for key, value in asked.items() if {key, key.partition(".")[0]} & {*keys}})
+                (
+                    place,
+                    number,
+                    source,
+                    {key: value for key, value in asked.items() if {key, key.partition(".")[0]} & {*keys}},
+                )
                 for place, (source, _, asked, settings) in enumerate(parts)
                 for number, setting in enumerate(settings)
                 if (setting["decoding"], setting["edit_rate"] > 0) == (decoding, edited)
