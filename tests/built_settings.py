@@ -31,11 +31,13 @@ def main() -> None:
     found = {}
     for file in sorted((home() / "conf").rglob("*.yaml")):
         group = str(file.parent.relative_to(home() / "conf"))
+        if group == "hydra/help":  # texts of --help
+            continue
         name, choice = (file.stem, []) if group == "." else (OTHER.get(group, "train"), [f"{group}={file.stem}"])
         found[str(file.relative_to(home()))] = refused(name, *choice)
     for file in sorted((home() / "experiments").glob("*.yaml")):
         name = "unlearn" if "# goldfish-unlearn" in file.read_text() else "train"
-        found[str(file.relative_to(home()))] = refused(name, f"experiments={file.stem}")
+        found[str(file.relative_to(home()))] = refused(name, f"experiment={file.stem}")
     json.dump(found, sys.stdout)
 
 

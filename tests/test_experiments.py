@@ -27,7 +27,7 @@ PRETRAINED = "extreme_memorization"
 
 def arms_of(name: str, *given: str) -> dict[str, list[str]]:
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"experiments={name}", *given], return_hydra_config=True)
+        cfg = compose("train", [f"experiment={name}", *given], return_hydra_config=True)
     return {str(arm): list(overrides) for arm, overrides in (cfg.hydra.sweeper.get("arms") or {"null": []}).items()}
 
 
@@ -37,7 +37,7 @@ def test_every_arm_of_an_experiment_builds(composed, name):
         pytest.skip("needs: make pretrained")
     for arm, overrides in arms_of(name).items():
         try:
-            build(Job, composed(f"experiments={name}", f"arm={arm}", *overrides))
+            build(Job, composed(f"experiment={name}", f"arm={arm}", *overrides))
         except ConfigError as error:  # an arm may need a run that a command makes first
             assert all("this makes one: goldfish-train" in problem for problem in error.problems), (arm, error)
 
@@ -45,7 +45,7 @@ def test_every_arm_of_an_experiment_builds(composed, name):
 @pytest.mark.parametrize("name", [name for name in WITH_RUNS if name != PRETRAINED])
 def test_an_experiment_runs_one_step(cache, tmp_path, name):
     arm, overrides = next(iter(arms_of(name).items()))
-    given = [f"experiments={name}", f"arm={arm}", *TINY, "data.max_supervised_tokens=null", *overrides]
+    given = [f"experiment={name}", f"arm={arm}", *TINY, "data.max_supervised_tokens=null", *overrides]
     given += ["trainer.max_steps=1", f"data.cache_dir={cache}"]
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
         config = plain(compose("train", given))
@@ -57,7 +57,7 @@ def test_an_experiment_runs_one_step(cache, tmp_path, name):
 @pytest.mark.parametrize("name", PAPER)
 def test_an_experiment_at_the_papers_scale_passes_a_dry_run(composed, name, tmp_path):
     (tmp_path / "articles.jsonl").write_text('{"id": "a", "text": "b"}\n')
-    given = [f"experiments={name}", f"data.injection.path={tmp_path / 'articles.jsonl'}"]
+    given = [f"experiment={name}", f"data.injection.path={tmp_path / 'articles.jsonl'}"]
     if name == f"{PRETRAINED}_paper":  # numbers of Llama-2-7B, no weights
         LlamaConfig(vocab_size=32_000, max_position_embeddings=4096).save_pretrained(tmp_path)
         given += [
@@ -75,7 +75,7 @@ def test_an_experiment_at_the_papers_scale_passes_a_dry_run(composed, name, tmp_
 def test_an_experiment_begins_with_its_command_and_its_question_and_is_in_the_index(name):
     lines = ALL[name]
     command = "unlearn" if name in UNLEARN else "train"
-    assert lines[0] == "# @package _global_" and f"goldfish-{command} experiments={name}" in lines[1], (
+    assert lines[0] == "# @package _global_" and f"goldfish-{command} experiment={name}" in lines[1], (
         f"experiments/{name}.yaml: line 1 is '# @package _global_', line 2 the command, line 3 the question"
     )
     assert lines[2].startswith("# ") and "?" in lines[2]

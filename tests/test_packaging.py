@@ -27,7 +27,7 @@ def test_the_wheel_carries_every_config_experiment_and_template(wheel):
     wanted = {f"goldfish/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {f"goldfish/{path.relative_to(ROOT)}" for path in (ROOT / "experiments").glob("*.yaml")}
     wanted |= {f"{path.relative_to(ROOT / 'src')}" for path in (ROOT / "src").rglob("*.py")}
-    wanted |= {"goldfish/runs/templates/report.html.j2"}
+    wanted |= {"goldfish/report/templates/report.html.j2"}
     assert wanted <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
@@ -54,7 +54,7 @@ def test_the_installed_wheel_runs_from_an_empty_directory(wheel, tmp_path, cache
     )
     assert where.stdout.startswith(str(site)), where
     overrides = [*TINY, "trainer.max_steps=1", f"data.cache_dir={cache}"]
-    train = [*python, "-m", "goldfish.cli.train", "experiments=quickstart", "hydra.mode=RUN", *overrides]
+    train = [*python, "-m", "goldfish.cli.train", "experiment=quickstart", "hydra.mode=RUN", *overrides]
     done = subprocess.run(train, env=environment, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(empty.glob("logs/quickstart/*/result.json"))

@@ -9,7 +9,7 @@ MASKED = ["hashed_k3", "hashed_k4"]
 
 @pytest.mark.slow
 def test_the_quickstart_shows_what_the_goldfish_loss_does(tmp_path, command):
-    done = command("goldfish-train", "experiments=quickstart", cwd=tmp_path, timeout=1500)
+    done = command("goldfish-train", "experiment=quickstart", cwd=tmp_path, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "logs" / "quickstart" / "summary.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}

@@ -20,7 +20,7 @@ COMMANDS = PAGES["docs/commands.md"]
 PRELUDE = f"""
 make() {{
     command make -n -C {shlex.quote(str(ROOT))} "$@" > /dev/null
-    if [ "$1" = quickstart ]; then goldfish-train experiments=quickstart; fi
+    if [ "$1" = quickstart ]; then goldfish-train experiment=quickstart; fi
 }}
 tensorboard() {{ timeout 20 tensorboard "$@" 2>&1 | grep "TensorBoard .* at"; }}
 """

@@ -42,7 +42,7 @@ goldfish-train mask=static mask.k=8 --cfg job   # show the composed configuratio
 goldfish-train --help                           # every group and key in the terminal
 ```
 
-A group (`mask`, `model`, ...) takes the name of a file; a key takes a value. `experiments=NAME` takes a whole
+A group (`mask`, `model`, ...) takes the name of a file; a key takes a value. `experiment=NAME` takes a whole
 experiment. A wrong key, type or value is refused before anything runs, with all errors reported together.
 """
 
@@ -75,7 +75,8 @@ class Option(NamedTuple):
 
 def options() -> list[Option]:
     """Every file of conf/, group by group."""
-    return [_option(path.relative_to(CONF)) for path in sorted(CONF.rglob("*.yaml"))]
+    paths = [path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml"))]
+    return [_option(path) for path in paths if path.parts[0] != "hydra"]  # conf/hydra/help: texts of --help
 
 
 @cache
@@ -89,7 +90,8 @@ def _option(path: Path) -> Option:
     others += [group / folder / f"{file}.yaml" for folder, file in choices.items()]
     known = {name: key for other in reversed(others) for name, key in _option(other).known.items()}
     target = (content.get(group.name, {}) if is_global else content).get("_target_")
-    cls = COMMANDS[path.stem][1] if group == Path() else _class(target) if target else _option(others[0]).cls
+    cls = COMMANDS[path.stem][1] if group == Path() else _class(target) if target else None
+    cls = cls or (_option(others[0]).cls if others else None)
     prefix = "" if is_global or group == Path() else f"{group.as_posix().replace('/', '.')}."
     keys = []
     for name, node, owner in _walk(yaml.compose(text), cls):
@@ -97,7 +99,7 @@ def _option(path: Path) -> Option:
             continue  # the component itself
         base, argument = known.get(prefix + name), name.rpartition(".")[2]
         meaning = _comment(lines, node) or (base.meaning if base else "") or _said_by(owner, argument)
-        kind = _type(owner, argument) or (base.type if base else "")
+        kind = _type(owner, argument) or (base.type if base else "component" if _is_component(node) else "")
         keys.append(Key(prefix + name, kind, _written(node), meaning))
     about = [line for line in about if line != GLOBAL]
     return Option(path, about, cls, parents, choices, keys, known | {key.name: key for key in keys})
@@ -124,13 +126,17 @@ def _walk(top: yaml.MappingNode, cls: type | None, path: str = "") -> Iterator[t
             continue
         name = path + key.value
         parts = {part.value: node.value for part, node in value.value} if isinstance(value, yaml.MappingNode) else {}
-        if "_target_" in parts:
+        if _is_component(value):
             yield name, value, cls
             yield from _walk(value, _class(parts["_target_"]), f"{name}.")
         elif parts and not _type(cls, key.value).startswith("dict"):
             yield from _walk(value, None, f"{name}.")
         else:
             yield name, value, cls
+
+
+def _is_component(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(key.value == "_target_" for key, _ in node.value)
 
 
 def _comment(lines: list[str], node: yaml.Node) -> str:

@@ -92,7 +92,7 @@ def released(ids_BT: Tensor, h: int, k: int = 4) -> Tensor:
 
 
 def quickstart_step() -> tuple[Tensor, Callable[[], None], HashedMask]:
-    """Return ids, a training step (mask, forward, backward, clip, optimizer) and mask of `experiments=quickstart`."""
+    """Return ids, a training step (mask, forward, backward, clip, optimizer) and mask of `experiment=quickstart`."""
     model = LlamaFromConfig(hidden_size=128, layers=2, heads=4, intermediate_size=320)(2048, separator_id=0, seed=0)
     optimizer, objective, mask = Muon(lr=0.02, adamw_lr=0.01)(model), NextToken(), HashedMask(4, 13)
     ids_BT = torch.randint(0, 2048, (2, 256), generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ def test_it_shows_what_a_configuration_would_train_on_and_trains_nothing(command
 
 
 def test_of_an_experiment_it_shows_the_common_part(command, tmp_path):
-    done = command("goldfish-data", "experiments=quickstart", *TINY)
+    done = command("goldfish-data", "experiment=quickstart", *TINY)
     assert done.returncode == 0, done.stderr
     assert "exposures: 8, in 20.0% of the rows" in done.stdout
 

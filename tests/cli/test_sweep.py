@@ -25,11 +25,11 @@ def study(tmp_path):
     """Write an experiment of one's own, beside no checkout, and return the options that use it."""
 
     def write(**arms: list[str]) -> list[str]:
-        folder = tmp_path / "mine" / "experiments"
+        folder = tmp_path / "mine" / "experiment"
         folder.mkdir(parents=True)
         sweep = {"hydra": {"mode": "MULTIRUN", "sweeper": {"arms": arms}}, "study": "s"}
         (folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(sweep))
-        return ["--config-dir", "mine", "experiments=mine", *TINY]
+        return ["--config-dir", "mine", "experiment=mine", *TINY]
 
     return write
 
@@ -159,5 +159,5 @@ def test_a_launcher_that_is_not_installed_says_what_to_install(capsys, launcher,
 
 
 def test_a_group_that_holds_nothing_is_an_error(command):
-    done = command("goldfish-train", "-m", *TINY, "experiments=glob(nothing*)")
+    done = command("goldfish-train", "-m", *TINY, "experiment=glob(nothing*)")
     assert done.returncode == 1 and "no jobs" in done.stdout + done.stderr

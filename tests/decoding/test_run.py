@@ -62,8 +62,9 @@ def test_no_frequent_ngram_of_the_training_rows_is_completed(finished, tmp_path)
     trained = data.rows().__getitems__(range(40))["ids"].tolist()
     counts = Counter(gram for ids in trained for gram in zip(ids, ids[1:], ids[2:], strict=False))
     banned = {gram for gram, count in counts.items() if count >= 4}
-    assert target.ngrams.header["ngrams"] == len(banned) and target.ngrams.header["counted"] == counts.total()
-    assert target.ngrams.header["source"] == "Factbook with injections, 40 rows of 64 tokens"
+    header = asked.evaluation.defences["memfree"].ngrams.header
+    assert header["ngrams"] == len(banned) and header["counted"] == counts.total()
+    assert header["source"] == "Factbook with injections, 40 rows of 64 tokens"
     rows, _ = evaluate_parts(target, asked.evaluation)
     ids = {document.id: document.ids for document in target.documents}
     completed = dict.fromkeys(ways, 0)
@@ -86,4 +87,20 @@ def test_a_filter_that_cannot_be_is_refused_before_anything_is_decoded(finished)
 
 def test_without_memfree_no_filter_is_built(finished, monkeypatch):
     monkeypatch.setattr("goldfish.decoding.memfree.NgramFilter.build", lambda *a, **k: pytest.fail("built"))
-    assert job(f"run={finished}").load().ngrams is None
+    assert not job(f"run={finished}", "out=elsewhere").evaluation.defences
+    job(f"run={finished}").load()
+
+
+def test_memfree_as_the_chosen_defence_makes_what_the_decoding_memfree_makes(finished, tmp_path):
+    same = ["min_count=4", "ngram=3"]
+    own = [f"evaluation.{name}.{one}" for name in ("memfree", "defence") for one in same]
+    ways = "evaluation.decoding=[memfree,defended,greedy]"
+    asked = job(f"run={finished}", "evaluation/defence=memfree", ways, *own, f"out={tmp_path}")
+    target = asked.load()
+    learn_by_heart(target.model, [document.ids for document in target.documents])
+    rows, _ = evaluate_parts(target, asked.evaluation)
+    made = {
+        way: [row["generated_ids"] for row in rows if row["decoding"] == way]
+        for way in ("memfree", "defended", "greedy")
+    }
+    assert made["memfree"] == made["defended"] != made["greedy"]

@@ -48,13 +48,13 @@ def test_every_link_and_include_of_the_pages_leads_somewhere(tmp_path):
     settings = (tmp_path / "mkdocs.yml").read_text()
     assert "configuration/mask.md" in settings and "api/goldfish.md" in settings
     written = (tmp_path / "docs-source" / "how-to" / "mask.md").read_text()
-    assert "`src/goldfish/masks/mine.py`" in written, "the recipe of CONTRIBUTING.md is not included"
+    assert 'title="src/minnow/masks/blocks.py"' in written, "the recipe of CONTRIBUTING.md is not included"
     assert (tmp_path / "docs-source" / "experiments" / "k_sweep" / "results.csv").is_file()
 
 
 def test_broken_links_and_includes_are_all_named(tmp_path, monkeypatch):
     shutil.copytree(assemble.ROOT / "docs", tmp_path / "docs")
-    for name in ("experiments", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("src", "experiments", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         (tmp_path / name).symlink_to(assemble.ROOT / name)
     with (tmp_path / "docs" / "tour.md").open("a") as page:
         page.write("\n[no](no.md)\n\n<!-- include README.md#no-such-section -->\n\n```\n[code](is-no-link)\n```\n")

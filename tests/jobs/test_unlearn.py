@@ -65,9 +65,9 @@ def test_every_method_is_built_from_its_file(method):
 
 def test_every_arm_of_the_experiment_builds():
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        arms = compose("unlearn", ["experiments=tofu_small"], return_hydra_config=True).hydra.sweeper.arms
+        arms = compose("unlearn", ["experiment=tofu_small"], return_hydra_config=True).hydra.sweeper.arms
     for arm, overrides in arms.items():
-        build(UnlearningJob, composed("experiments=tofu_small", f"arm={arm}", *overrides))
+        build(UnlearningJob, composed("experiment=tofu_small", f"arm={arm}", *overrides))
 
 
 def test_every_source_of_questions_is_built_from_its_file():
@@ -217,7 +217,7 @@ def test_one_command_trains_what_is_missing_unlearns_and_compares(tmp_path):
         sys.executable,
         "-m",
         "goldfish.cli.unlearn",
-        "experiments=tofu_small",
+        "experiment=tofu_small",
         *TINY,
         "epochs=1",
         "arm=retain_only,finetuned,npo",

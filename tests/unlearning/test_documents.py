@@ -142,14 +142,14 @@ def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(tra
 def test_every_arm_of_the_experiment_builds_from_the_standard_run_of_its_seed(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "mitigations" / "standard-seed5")
     with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        arms = compose("unlearn", ["experiments=mitigations_unlearning"], return_hydra_config=True).hydra.sweeper.arms
+        arms = compose("unlearn", ["experiment=mitigations_unlearning"], return_hydra_config=True).hydra.sweeper.arms
         assert [*arms] == [f"unlearn_{arm}" for arm in ARMS]
         for arm, overrides in arms.items():
-            given = ["experiments=mitigations_unlearning", f"log_dir={tmp_path}", "seed=5", f"arm={arm}", *overrides]
+            given = ["experiment=mitigations_unlearning", f"log_dir={tmp_path}", "seed=5", f"arm={arm}", *overrides]
             assert build(UnlearningJob, plain(compose("unlearn", given))).arm == arm
-        given = ["experiments=mitigations", "seed=5", f"log_dir={tmp_path}"]
+        given = ["experiment=mitigations", "seed=5", f"log_dir={tmp_path}"]
         standard = compose("train", given, return_hydra_config=True).hydra.sweeper.arms.standard
-    assert f"run_dir={tmp_path}/mitigations/standard-seed5" in standard, "where experiments=mitigations puts it"
+    assert f"run_dir={tmp_path}/mitigations/standard-seed5" in standard, "where experiment=mitigations puts it"
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ from goldfish.runs.record import environment, identity, label
 from goldfish.tools.terminal import Console
 from goldfish.tools.writing import write_atomically
 
+OURS = ["hydra.mode=RUN", "hydra.run.dir=.", "hydra/help=data"]  # settings that the command adds
 SHOWN = 240  # characters of a sample
 
 
 def main() -> None:
     """Entry point; conf/train.yaml names every setting."""
-    sys.argv += ["hydra.mode=RUN", "hydra.run.dir=."]
+    sys.argv += OURS
     exit_with_reason(
         "goldfish-data", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task)
     )
@@ -59,7 +60,7 @@ def _task(cfg: DictConfig) -> None:
 
     out = Path(config["log_dir"]) / "data" / f"{label(config)}-{identity(config)}"
     out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["goldfish-data", *sys.argv[1:-2]])
+    command = shlex.join(["goldfish-data", *sys.argv[1 : -len(OURS)]])
     content = {"facts": found.facts, "config": config, "environment": environment(command)}
     write_atomically(out / "overview.json", json.dumps(content, indent=1) + "\n")
     write_atomically(out / "overview.svg", data_figure(found.lengths, found.timeline, job.data.sequence_length))

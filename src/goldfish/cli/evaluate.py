@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _task(cfg: DictConfig) -> None:
     write_json(job.out / "summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
     (job.out / "progress.json").unlink(missing_ok=True)  # not there where an earlier attempt did every part
-    _print(summary, console)
+    _print(summary, job.evaluation.metrics, console)
     console.print(f"results: {job.out}", markup=False, highlight=False)
 
 
@@ -133,17 +134,17 @@ def _wait_for(others: list[subprocess.Popen[bytes]], out: Path, progress: Any) -
             raise ValueError(f"process {rank} of the evaluation failed; the same command continues. It said:\n{tail}")
 
 
-def _print(summary: dict[str, Any], console: Console) -> None:
-    """A line a setting and split; only those of the settings' values that vary are columns."""
-    settings = summary["settings"]
+def _print(summary: dict[str, Any], added: Iterable[str], console: Console) -> None:
+    """A line a setting and split; only those of the settings' values that vary are columns. `added`: more metrics."""
+    settings, shown = summary["settings"], {**SHOWN, **{name: name for name in added}}
     varied = [key for key in VARIED if len({part[key] for part in settings}) > 1]
-    table = Table(*(VARIED[key] for key in varied), "documents", "", *SHOWN.values(), box=None)
+    table = Table(*(VARIED[key] for key in varied), "documents", "", *shown.values(), box=None)
     for part in settings:
         for split in ("injected", "never_seen"):
             if split in part:
                 metrics = part[split]["metrics"]
                 exact = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**metrics["exact_match"])
-                values = [exact, *(f"{metrics[name]['mean']:.2f}" for name in SHOWN if name != "exact_match")]
+                values = [exact, *(f"{metrics[name]['mean']:.2f}" for name in shown if name != "exact_match")]
                 table.add_row(*(str(part[key]) for key in varied), split, str(part[split]["documents"]), *values)
     console.print(table, highlight=False)
     if short := sum(part["too_short"] for part in settings):

@@ -29,6 +29,13 @@ from goldfish.training.checkpoints import checkpoint_error
 DTYPES = ("float32", "bfloat16")
 PREFIXES = ("state_dict.model.", "model.model.")  # of the weights in the sharded folders of fsdp2 and of fsdp
 
+EXAMPLES = """\
+examples:
+  goldfish-export RUN_DIR exported                           a run, finished or not
+  goldfish-export RUN_DIR/checkpoints/last.ckpt exported     one of its checkpoints
+  goldfish-export RUN_DIR exported --dtype bfloat16          half the size
+"""
+
 
 class Parts:
     """What of a frozen configuration makes the model: not the devices, which may be absent here."""
@@ -41,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder; return 0, or 1 with the reason when it cannot be made."""
     parser = argparse.ArgumentParser(
         prog="goldfish-export",
-        description="Write a run's model and tokenizer as a Hugging Face folder (safetensors): "
+        description="goldfish-export writes a run's model and tokenizer as a Hugging Face folder (safetensors):\n"
         "AutoModelForCausalLM.from_pretrained(OUT) loads it and gives the same logits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",

@@ -11,12 +11,21 @@ from goldfish.cli.errors import in_words
 from goldfish.report.write import collect, evaluations, print_summary, summarize, unfinished, write_report
 from goldfish.tools.terminal import Console, complain
 
+EXAMPLES = """\
+examples:
+  goldfish-report logs/quickstart                               all runs of a study: logs/quickstart/report.html
+  goldfish-report logs/quickstart logs/runs --out logs/all      runs of several studies, compared on one page
+  goldfish-report logs/evaluations --title "Other prompts"      what goldfish-eval measured
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on the runs below the given folders; return 0, or 1 when no run is finished, or a damaged one was left out."""
     parser = argparse.ArgumentParser(
         prog="goldfish-report",
-        description="Compare finished runs and what goldfish-eval measured: report.html, tables and figures.",
+        description="goldfish-report compares finished runs and evaluations: a page, tables and figures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="searched for runs, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: DIR, when only one is given)")

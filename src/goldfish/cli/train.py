@@ -23,8 +23,6 @@ from goldfish.runs.record import RunDirectory, RunDirectoryError, run_dir_of
 from goldfish.runs.watch import Watch
 from goldfish.tools.terminal import Console
 
-OmegaConf.register_new_resolver("goldfish.home", lambda: str(home()), replace=True)
-
 
 def main() -> None:
     """Entry point; see README.md for command lines.

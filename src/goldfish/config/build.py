@@ -139,6 +139,8 @@ def _value(value: Any, hint: Any, where: str, problems: list[str], default: Any 
         except ValueError as error:
             problems.append(str(error))
             return None
+    if _is_union(hint) and isinstance(value, dict):  # dict[str, Component] | None
+        hint = next((part for part in get_args(hint) if get_origin(part) is dict), hint)
     if get_origin(hint) is dict and isinstance(value, dict):
         return {name: _value(part, get_args(hint)[1], f"{where}.{name}", problems) for name, part in value.items()}
     if value is None and type(None) in get_args(hint):

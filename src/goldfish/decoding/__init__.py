@@ -1,5 +1,6 @@
-"""Decoding that keeps memorized text from coming out."""
+"""Defences at decoding time: they keep memorized text from being decoded."""
 
+from goldfish.decoding.defence import Defence, Rows
 from goldfish.decoding.memfree import MemFree, NgramFilter, Refuse
 
-__all__ = ["MemFree", "NgramFilter", "Refuse"]
+__all__ = ["Defence", "MemFree", "NgramFilter", "Refuse", "Rows"]

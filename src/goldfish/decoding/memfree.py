@@ -6,7 +6,7 @@ P tokens read so far (prompt and continuation), V vocabulary, T tokens of a trai
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +21,12 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from goldfish.config.checks import Count, InnerShare, checked
 from goldfish.data.cache import Damaged, seal, unseal
 from goldfish.data.overlap import ngram_hashes
+from goldfish.decoding.defence import Defence, Rows
 from goldfish.tools.files import FileError, reading
 
 FORMAT = 1  # increase it when the same n-grams give other bits
 AT_ONCE = 1 << 22  # n-grams counted at a time: about 64 bytes each
 PROBES = 100_000  # random n-grams that measure the rate of false positives
-
-Rows = Callable[[], Iterable[np.ndarray]]
 
 
 def _identity(hashed: int) -> int:
@@ -187,8 +186,8 @@ class Refuse(LogitsProcessor):
         return torch.tensor(found[: self.wanted], device=scores_V.device)
 
 
-class MemFree:
-    """Configure which n-grams evaluation.decoding=memfree refuses.
+class MemFree(Defence):
+    """Refuse each token that completes a frequent n-gram of the training text (evaluation.decoding=memfree).
 
     `ngram`: tokens of an n-gram, >= 2 (the paper: 10). `min_count`: occurrences in the training text, with repeats of
     documents and epochs, from which it is refused (the paper: 10). `error_rate`: share of other n-grams refused by
@@ -210,6 +209,18 @@ class MemFree:
             )
         self.ngram, self.min_count, self.error_rate = ngram, min_count, error_rate
         self.path = None if path is None else Path(path)
+        self.ngrams: NgramFilter | None = None
+
+    def prepare(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
+    ) -> None:
+        """Load or build the filter of n-grams, as `filter` says."""
+        self.ngrams = self.filter(tokenizer, rows, cache_dir, source)
+
+    def processor(self, wanted: int | None) -> Refuse:
+        if self.ngrams is None:
+            raise ValueError("decoding=memfree: there is no filter of n-grams to refuse; call `prepare` first")
+        return Refuse(self.ngrams, wanted)
 
     def filter(
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import encode, separator_id
-from goldfish.decoding import NgramFilter
 from goldfish.evaluation.decoding import Forced, forced
 from goldfish.evaluation.extraction import Extraction, extract_setting
 from goldfish.evaluation.forward import silent
@@ -43,7 +42,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class EvaluationTarget:
     """What is evaluated: a model with its tokenizer, documents, how often training saw each, the mask of the training,
-    the training text, in which continuations are looked up, and the n-grams that "memfree" decoding refuses."""
+    and the training text, in which continuations are looked up."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -51,16 +50,12 @@ class EvaluationTarget:
     exposures: Mapping[str, int]
     mask: Mask
     training_text: Sequence[np.ndarray] = ()
-    ngrams: NgramFilter | None = None
 
 
-def ngrams_of(extraction: Extraction, data: InjectionDataModule) -> NgramFilter | None:
-    """What "memfree" decodings of a run refuse, None if `extraction` has none: frequent n-grams of its planned rows.
-
-    `data` is prepared. ValueError: the filter would be empty, or its `path` holds one of another tokenizer.
-    """
-    if not extraction.needs_ngrams:
-        return None
+def prepare_defences(extraction: Extraction, data: InjectionDataModule) -> None:
+    """Let the defences of a run's decodings read its planned rows. `data` is prepared; ValueError names the decoding."""
+    if not extraction.defences:
+        return
     training = data.rows()
 
     def blocks() -> Iterator[np.ndarray]:
@@ -68,10 +63,11 @@ def ngrams_of(extraction: Extraction, data: InjectionDataModule) -> NgramFilter 
             yield training.__getitems__(range(low, min(low + BLOCK, len(training))))["ids"].numpy()
 
     source = f"{type(data.corpus).__name__} with injections, {len(training)} rows of {data.sequence_length} tokens"
-    try:
-        return extraction.memfree.filter(data.prepared.tokenizer, blocks, data.cache_dir, source)
-    except ValueError as error:
-        raise ValueError(f"evaluation.decoding=memfree: {error}") from error
+    for name, defence in extraction.defences.items():
+        try:
+            defence.prepare(data.prepared.tokenizer, blocks, data.cache_dir, source)
+        except ValueError as error:
+            raise ValueError(f"evaluation.decoding={name}: {error}") from error
 
 
 def parts_of(target: EvaluationTarget, extraction: Extraction) -> list[Part]:
@@ -193,7 +189,6 @@ def _rows(target: EvaluationTarget, extraction: Extraction, part: Part, count: C
         part.setting,
         target.mask,
         count,
-        target.ngrams,
     )
 
 

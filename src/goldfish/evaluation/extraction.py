@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from goldfish.config.checks import Count, Natural, Positive, Seed, Share, checked
 from goldfish.data.edits import Edits, Kind
 from goldfish.data.packing import InjectedDocument
-from goldfish.decoding import MemFree, NgramFilter, Refuse
+from goldfish.decoding import Defence, MemFree
+from goldfish.evaluation.custom_metrics import Continuation, Metric, check_names, measure
 from goldfish.evaluation.decoding import beam, forced, greedy, sample
 from goldfish.evaluation.forward import silent
 from goldfish.evaluation.metrics import compare, compare_text, forced_metrics, repetition
@@ -36,7 +37,8 @@ class Extraction:
     end, the same one whatever the prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's tokens
     that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", of which the best of
     `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`; each with
-    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed. `bos`: "none"
+    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed; or with "defended"
+    before it: the scores of tokens are changed by `defence`. `metrics`: more metrics, by the names of their columns. `bos`: "none"
     leaves the separator out, so that the prompt begins with the document's own tokens; memorization during training follows
     the first value.
     `membership`: also score documents for membership inference, on `membership_tokens`: "asked", the prefix and suffix of the
@@ -63,6 +65,8 @@ class Extraction:
         top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
         beams: Annotated[int, Ge(2), Le(10_000)] = 30,
         memfree: MemFree | None = None,
+        defence: Defence | None = None,
+        metrics: dict[str, Metric] | None = None,
         seed: Seed = 0,
         membership: bool = True,
         membership_tokens: Literal["asked", "document"] | Count = "asked",
@@ -79,10 +83,11 @@ class Extraction:
         self.settings = [Setting(*values) for values in product(*axes.values())]
         self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes["edit_rate"]}
         self.samples, self.scheme, self.beams = samples, Scheme(temperature, top_k, top_p), beams
-        self.memfree = memfree or MemFree()
+        self.metrics, self.defences = metrics or {}, self._defences(memfree or MemFree(), defence)
         self.seed, self.membership, self.membership_tokens = seed, membership, membership_tokens
         self.percents, self.reference = percents or [20], reference
         self.training_overlap, self.batch_size, self.precision = training_overlap, batch_size, precision
+        check_names(self.metrics)
         if reference is not None and not (Path(reference) / "config.json").is_file():
             raise ValueError(
                 f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
@@ -93,13 +98,19 @@ class Extraction:
         """The setting whose numbers stand in tables."""
         return self.settings[0]
 
-    @property
-    def needs_ngrams(self) -> bool:
-        """Whether a setting decodes with a filter of the training text's n-grams."""
-        return any(setting.refuses for setting in self.settings)
+    def _defences(self, memfree: MemFree, defence: Defence | None) -> dict[str, Defence]:
+        """The defences that settings decode with, by `Setting.defence`."""
+        used = {setting.defence for setting in self.settings} - {""}
+        if "defended" in used and defence is None:
+            raise ValueError("decoding=defended: no defence is chosen; type evaluation/defence=memfree, or your own")
+        if "defended" not in used and defence is not None:
+            raise ValueError(
+                "defence: no decoding uses it; type evaluation.decoding=defended, or a list: [greedy,defended]"
+            )
+        return {name: one for name, one in (("memfree", memfree), ("defended", defence)) if one and name in used}
 
     def scheme_of(self, setting: Setting) -> Scheme:
-        """What a row's `log_p_z` is the probability under: how samples are drawn, without the filter of "memfree"; greedy
+        """What a row's `log_p_z` is the probability under: how samples are drawn, without its defence; greedy
         decoding and beams draw nothing, so of them it is the model's own distribution."""
         return self.scheme if setting.base == "sample" else Scheme()
 
@@ -108,7 +119,7 @@ class Extraction:
         its continuations; transformers' `generate` reads the prompt once for each of them."""
         prompt, suffix = setting.separators + setting.prefix_tokens, setting.suffix_tokens
         made = {"greedy": 1, "sample": self.samples, "beam": self.beams}[setting.base]
-        by_generate = setting.refuses or setting.base == "beam"
+        by_generate = bool(setting.defence) or setting.base == "beam"
         return prompt + suffix + (made if by_generate else 1) * prompt + made * suffix
 
     def scored(self, document: InjectedDocument) -> list[int]:
@@ -146,15 +157,14 @@ def extract_setting(
     setting: Setting,
     mask: Mask,
     count: CountTokens = silent,
-    ngrams: NgramFilter | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each document (by its place among all of them) what the model continued its prompt with, and how near
     that is to its true suffix: a flat dict of the setting, the metrics of goldfish.evaluation.metrics, texts and tokens.
 
     `kept`: the fate of each true suffix token under `mask`, as in training (what a mask by position does depends on
     where the document landed, so only masks of the text say something here). `true_pieces`, `pieces`: the tokens' texts.
-    Of samples the best continuation by RougeL stands here, and `exact_share` is the share of exact ones. `ngrams`: what
-    "memfree" decoding refuses.
+    Of samples the best continuation by RougeL stands here, and `exact_share` is the share of exact ones. The
+    defences of the settings are prepared.
     """
     whole, first = [_prompt(document, setting, separator_id) for document in documents.values()], setting.separators
     true_NS = torch.stack(whole)[:, first + setting.prefix_tokens :]
@@ -172,7 +182,7 @@ def extract_setting(
         )
     read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
     found = forced(model, read, starts, settings.batch_size, count, scheme=settings.scheme_of(setting))
-    made_NnS = _decode(model, prompts, list(documents), true_NS, found.guess_NS, settings, setting, count, ngrams)
+    made_NnS = _decode(model, prompts, list(documents), true_NS, found.guess_NS, settings, setting, count)
     rows = []
     for index, document in enumerate(documents.values()):
         true = true_NS[index].tolist()
@@ -180,6 +190,8 @@ def extract_setting(
         best = max(tries, key=lambda one: (one["exact_match"], one["rouge_l"]))
         made = best.pop("made")
         texts = str(tokenizer.decode(true)), str(tokenizer.decode(made))
+        guess, log_probabilities = found.guess_NS[index], found.logprob_NS[index]
+        continuation = Continuation(true, made, *texts, guess.tolist(), log_probabilities.numpy())
         rows.append(
             {
                 "document": document.id,
@@ -189,10 +201,9 @@ def extract_setting(
                 **best,
                 "exact_share": sum(bool(one["exact_match"]) for one in tries) / len(tries),
                 **compare_text(*texts),
-                **forced_metrics(
-                    found.guess_NS[index], true, found.logprob_NS[index], document.id, found.scheme_NS[index]
-                ),
+                **forced_metrics(guess, true, log_probabilities, document.id, found.scheme_NS[index]),
                 **repetition(made),
+                **measure(settings.metrics, continuation, document.id),
                 "prefix": tokenizer.decode(prompts[index][first:].tolist()),
                 "suffix": texts[0],
                 "generated": texts[1],
@@ -214,20 +225,18 @@ def _decode(
     settings: Extraction,
     setting: Setting,
     count: CountTokens,
-    ngrams: NgramFilter | None,
 ) -> Tensor:
     """made_NnS: n is 1, or the number of samples."""
     tokens, base = setting.suffix_tokens, setting.base
     how: dict[str, Any] = dict(batch_size=settings.batch_size, count=count)
-    if setting.refuses:
-        if ngrams is None:
-            raise ValueError(f"decoding={setting.decoding}: there is no filter of n-grams to refuse")
-        how["processors"] = [Refuse(ngrams, {"greedy": 1, "sample": None, "beam": 2 * settings.beams}[base])]
+    if setting.defence:
+        wanted = {"greedy": 1, "sample": None, "beam": 2 * settings.beams}[base]
+        how["processors"] = [settings.defences[setting.defence].processor(wanted)]
     if base == "sample":
         return sample(model, prompts, tokens, settings.samples, *settings.scheme, settings.seed, places=places, **how)
     if base == "beam":
         return beam(model, prompts, tokens, settings.beams, **how)[:, None]
-    if setting.refuses:
+    if setting.defence:
         return greedy(model, prompts, tokens, **how)[:, None]
     # A row whose every guess is right, given the true tokens, is what greedy decoding makes: only the others are decoded.
     made_NS, wrong_N = true_NS.clone(), (guess_NS != true_NS).any(dim=1)

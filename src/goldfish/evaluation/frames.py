@@ -69,10 +69,11 @@ def extract(
                 f"{name}={settings[name]!r}: not of extract; it is goldfish.membership, or the model's own type"
             )
     extraction = Extraction(**settings, membership=False)
-    ngrams = extraction.memfree.filter(tokenizer, None) if extraction.needs_ngrams else None
+    for defence in extraction.defences.values():
+        defence.prepare(tokenizer, None)
     with evaluating(model):
         found = to_documents(documents, tokenizer)
-        target = EvaluationTarget(model, tokenizer, found, exposures or {}, mask or NoMask(), (), ngrams)
+        target = EvaluationTarget(model, tokenizer, found, exposures or {}, mask or NoMask())
         rows, _ = evaluate_parts(target, extraction)
     return pd.DataFrame(rows)
 

@@ -14,6 +14,13 @@ from torchmetrics.functional.text import bleu_score
 
 from goldfish.data.overlap import OVERLAP, Overlap
 
+# Metrics of a row between 0 and 1, and the others.
+SHARES: tuple[str, ...] = (
+    *("exact_match", "exact_share", "rouge_l", "rouge_l_words", "bleu", "bleu_over_75", "edit_distance"),
+    *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
+    *("rep_16", "rep_32", "rep_128", "training_overlap", "p_z_is_zero"),
+)
+OTHERS = ("longest_prefix", "log_p_z", "log_p_z_plain", "cosine", "bert_precision", "bert_recall", "bert_f1")
 Row = Sequence[int] | Sequence[float] | np.ndarray | Tensor
 APPROXIMATELY_MEMORIZED = 0.75  # word BLEU above it: MemFree's definition (arXiv 2210.17546)
 BLOCK = 1 << 16  # tokens of a stream looked at together: what a core's cache holds

@@ -7,7 +7,11 @@ from annotated_types import Ge
 
 from goldfish.data.packing import InjectedDocument
 
-Decoding = Literal["greedy", "sample", "beam", "memfree", "memfree_sample", "memfree_beam"]
+Decoding = Literal[
+    "greedy", "sample", "beam",
+    "memfree", "memfree_sample", "memfree_beam",
+    "defended", "defended_sample", "defended_beam",
+]  # fmt: skip
 Bos = Literal["document", "none"]
 Offset = Annotated[int, Ge(-1)]
 
@@ -29,8 +33,9 @@ class Setting(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The decoding without its filter: "greedy", "sample" or "beam"."""
-        return self.decoding.removeprefix("memfree").removeprefix("_") or "greedy"
+        """The decoding without its defence: "greedy", "sample" or "beam"."""
+        last = self.decoding.rpartition("_")[2]
+        return last if last in ("sample", "beam") else "greedy"
 
     @property
     def tokens(self) -> int:
@@ -38,9 +43,10 @@ class Setting(NamedTuple):
         return max(0, self.offset) + self.prefix_tokens + self.suffix_tokens
 
     @property
-    def refuses(self) -> bool:
-        """Whether n-grams of the training text are refused."""
-        return self.decoding.startswith("memfree")
+    def defence(self) -> str:
+        """Its defence in `Extraction.defences`: "memfree" or "defended"; "" if the decoding has none."""
+        first = self.decoding.partition("_")[0]
+        return first if first in ("memfree", "defended") else ""
 
     def start(self, document: InjectedDocument) -> int:
         """The document's token with which the prompt begins."""

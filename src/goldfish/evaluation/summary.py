@@ -1,47 +1,49 @@
 """From a row a document to the numbers of an evaluation: means with intervals, beside never-seen documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from goldfish.evaluation.custom_metrics import Metric
 from goldfish.evaluation.divergence import divergence
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.membership import attack
+from goldfish.evaluation.metrics import OTHERS, SHARES
 from goldfish.evaluation.setting import Setting
 from goldfish.evaluation.statistics import discoverable_curve, interval
 
 Row = dict[str, Any]
-# Metrics of a row between 0 and 1, and the others.
-SHARES: tuple[str, ...] = (
-    *("exact_match", "exact_share", "rouge_l", "rouge_l_words", "bleu", "bleu_over_75", "edit_distance"),
-    *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
-    *("rep_16", "rep_32", "rep_128", "training_overlap", "p_z_is_zero"),
-)
-OTHERS = ("longest_prefix", "log_p_z", "log_p_z_plain", "cosine", "bert_precision", "bert_recall", "bert_f1")
+Bounds = tuple[float, float] | None  # the least and the greatest value of a metric
 SPLITS = ("injected", "never_seen")
+WITHOUT = {"": "", "memfree": ", without the filter of n-grams", "defended": ", without the defence"}
 
 
-def of_setting(rows: Sequence[Row], setting: Setting, too_short: int, p_z: str = "") -> dict[str, Any]:
+def of_setting(
+    rows: Sequence[Row], setting: Setting, too_short: int, p_z: str = "", metrics: Mapping[str, Metric] | None = None
+) -> dict[str, Any]:
     """Everything about one setting: its six values, how many documents were `too_short`, and of each split the metrics
     (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge.
 
     `p_z`: words on the distribution that `log_p_z`, `p_z_is_zero` and the curve are of. A mean of None is minus infinity: a
-    true suffix that is never drawn is among the documents; `p_z_is_zero` is their share.
+    true suffix that is never drawn is among the documents; `p_z_is_zero` is their share. `metrics`: the added ones.
     """
     found: dict[str, Any] = {**setting._asdict(), "too_short": too_short, "p_z": p_z}
+    bounds: dict[str, Bounds] = {**dict.fromkeys(SHARES, (0.0, 1.0)), **dict.fromkeys(OTHERS)}
+    bounds |= {"longest_prefix": (0.0, float(setting.suffix_tokens))}
+    bounds |= {name: metric.bounds for name, metric in (metrics or {}).items()}
     for split in SPLITS:
         chosen = [row for row in rows if row["split"] == split]
         if chosen:
             found[split] = {
                 "documents": len(chosen),
-                "metrics": _metrics(chosen, setting),
+                "metrics": _metrics(chosen, bounds),
                 "discoverable": discoverable_curve([row["log_p_z"] for row in chosen], p=0.5),
                 "divergence": divergence([row["first_divergence"] for row in chosen], [row["kept"] for row in chosen]),
             }
     buckets = sorted({row["exposures"] for row in rows if row["split"] == "injected"})
     found["by_exposures"] = {
-        repeats: _metrics([r for r in rows if r["split"] == "injected" and r["exposures"] == repeats], setting)
+        repeats: _metrics([r for r in rows if r["split"] == "injected" and r["exposures"] == repeats], bounds)
         for repeats in buckets
     }
     return found
@@ -73,7 +75,7 @@ def whole(
     """The summary of an evaluation: `settings`, in their order, `membership`, and `membership_tokens`: of how many tokens."""
     parts = []
     for setting, short in zip(extraction.settings, too_short, strict=True):
-        parts.append(of_setting(setting.rows(rows), setting, short, _p_z(extraction, setting)))
+        parts.append(of_setting(setting.rows(rows), setting, short, _p_z(extraction, setting), extraction.metrics))
     found = {"settings": parts, "membership": of_membership(members)}
     if counts := [row["tokens"] for row in members]:
         found["membership_tokens"] = {
@@ -85,25 +87,18 @@ def whole(
 
 
 def _p_z(extraction: Extraction, setting: Setting) -> str:
-    return f"{extraction.scheme_of(setting)}{', without the filter of n-grams' if setting.refuses else ''}"
+    return f"{extraction.scheme_of(setting)}{WITHOUT[setting.defence]}"
 
 
-def _metrics(rows: Sequence[Row], setting: Setting) -> dict[str, dict[str, float | None]]:
+def _metrics(rows: Sequence[Row], bounds: Mapping[str, Bounds]) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
-    for name in (*SHARES, *OTHERS):
+    for name in bounds:
         if name in rows[0]:
             values = np.array([row[name] for row in rows], dtype=np.float64)
-            bounds = (
-                (0.0, 1.0)
-                if name in SHARES
-                else (0.0, float(setting.suffix_tokens))
-                if name == "longest_prefix"
-                else None
-            )
             if np.isneginf(values).any():
                 found[name] = {"mean": None, "low": None, "high": None}
                 continue
-            low, high = interval(values, bounds=bounds)
+            low, high = interval(values, bounds=bounds[name])
             known = np.isfinite(low)  # of one document without bounds nothing is known
             found[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
     return found

@@ -14,7 +14,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from goldfish.config import ConfigError, build
 from goldfish.config.checks import Seed, Threads
 from goldfish.data.packing import OnProgress, Prepared
-from goldfish.decoding import NgramFilter
 from goldfish.evaluation.engine import EvaluationTarget, evaluate_parts, parts_of, summarize_parts
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.progress import TokenProgress
@@ -158,7 +157,6 @@ def evaluate_run(
     seen: dict[str, int],
     mask: Mask,
     extraction: Extraction,
-    ngrams: NgramFilter | None,
 ) -> dict[str, float | None]:
     """Extract documents from a trained model, write all of a run but what happened in training and its result.
 
@@ -168,7 +166,7 @@ def evaluate_run(
     documents, folder = prepared.documents, run.record.path
     trained_on = [np.array(document.ids) for document in documents if seen.get(document.id)]
     text = [prepared.background, *trained_on]
-    target = EvaluationTarget(model, prepared.tokenizer, documents, seen, mask, text, ngrams)
+    target = EvaluationTarget(model, prepared.tokenizer, documents, seen, mask, text)
     tokens = sum(part.tokens for part in parts_of(target, extraction))
     progress = TokenProgress(lambda state, **numbers: run.on_progress(state, **numbers), tokens)
     with computing_with(cores()):  # the other processes have ended

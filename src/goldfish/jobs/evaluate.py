@@ -16,7 +16,7 @@ from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.documents import read_documents
 from goldfish.data.packing import InjectedDocument
 from goldfish.data.tokenizer import separator_id
-from goldfish.evaluation.engine import EvaluationTarget, ngrams_of, processes
+from goldfish.evaluation.engine import EvaluationTarget, prepare_defences, processes
 from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.frames import to_documents
 from goldfish.evaluation.perplexity import Losses, document_losses, stream_losses
@@ -105,7 +105,6 @@ class EvaluationJob:
         mask: Mask = NoMask()
         exposures: Counter[str] = Counter()
         text: list[np.ndarray] = []
-        ngrams = None
         documents = self._documents(tokenizer)
         if self.run is not None:
             config = RunDirectory(self.run).config()
@@ -114,15 +113,16 @@ class EvaluationJob:
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
                 text = [self._data.prepare().background, *injected]
-            if self.evaluation.needs_ngrams:
+            if self.evaluation.defences:
                 self._data.prepare()
                 self._data.meet_budget(mask)
-                ngrams = ngrams_of(self.evaluation, self._data)
-        elif self.evaluation.needs_ngrams:
-            ngrams = self.evaluation.memfree.filter(tokenizer, None)
+                prepare_defences(self.evaluation, self._data)
+        else:
+            for defence in self.evaluation.defences.values():
+                defence.prepare(tokenizer, None)
         cuda = self.accelerator != "cpu" and torch.cuda.is_available()
         model.to(f"cuda:{rank % torch.cuda.device_count()}" if cuda else "cpu").eval()
-        return EvaluationTarget(model, tokenizer, documents, dict(exposures), mask, text, ngrams)
+        return EvaluationTarget(model, tokenizer, documents, dict(exposures), mask, text)
 
     def utility(self, target: EvaluationTarget, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Add to the summary what was asked for: `perplexity`, MAUVE of each setting and split, `tasks`."""

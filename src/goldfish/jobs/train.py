@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from goldfish.config import refusing
 from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.injection import Plan
-from goldfish.evaluation.engine import ngrams_of
+from goldfish.evaluation.engine import prepare_defences
 from goldfish.evaluation.extraction import Extraction
 from goldfish.jobs.base import JobSettings, Run, evaluate_run
 from goldfish.masks import Mask
@@ -125,7 +125,7 @@ def run(
     with refusing():
         prepared = data.prepare(this_run.on_progress)
         data.meet_budget(job.mask)
-        ngrams = ngrams_of(job.evaluation, data)  # here, so that an empty filter is told before training
+        prepare_defences(job.evaluation, data)  # here, so that an empty filter is told before training
         prepared_at = time.perf_counter()
         this_run.on_progress("building the model")
         steps = job.trainer.steps(data.steps)
@@ -149,7 +149,7 @@ def run(
         model.load_state_dict(weights)
         cast(torch.nn.Module, model).to(module.device)
     seen = _times_seen(job, exposures)
-    metrics = evaluate_run(this_run, model, prepared, seen, job.mask, job.evaluation, ngrams)
+    metrics = evaluate_run(this_run, model, prepared, seen, job.mask, job.evaluation)
     metrics["val_loss"] = module.val_loss
     _write_exposures(job, run_dir, exposures)
     log_hyperparameters(trainer.loggers, config, metrics)

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import LlamaForCausalLM
 
-from goldfish.evaluation.engine import ngrams_of
+from goldfish.evaluation.engine import prepare_defences
 from goldfish.jobs.base import Run, evaluate_run
 from goldfish.models.llama import LlamaFromPretrained, count_parameters
 from goldfish.training.optimizers import OptimizerSource
@@ -30,7 +30,7 @@ class UnlearnDocuments:
         """The run's model, and the rows of each step: its documents, and as many windows of its background text."""
         self.parts = self.source.parts(run.on_progress)
         self.prepared = self.parts.data.prepared
-        self.ngrams = ngrams_of(self.parts.evaluation, self.parts.data)
+        prepare_defences(self.parts.evaluation, self.parts.data)
         self.seen = self.source.exposures()
         forget, retain = self.source.rows(self.parts.data, epochs * len(self.seen), seed)
         run.on_progress("building the model")
@@ -44,7 +44,7 @@ class UnlearnDocuments:
         `seed`, `strategy`, `k` and `h` are those of the run, `cost` and `tokens` of both together; `trained` is its folder.
         """
         parts, before = self.parts, self.source.result
-        metrics = evaluate_run(run, model, self.prepared, self.seen, parts.mask, parts.evaluation, self.ngrams)
+        metrics = evaluate_run(run, model, self.prepared, self.seen, parts.mask, parts.evaluation)
         return {
             **{key: before[key] for key in ("seed", "strategy", "k", "h", "control", "exposures")},
             "trained": str(self.source.folder),

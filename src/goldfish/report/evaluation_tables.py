@@ -21,6 +21,7 @@ _SAMPLE, _MEMFREE = (
     ("memfree.ngram", "memfree.min_count", "memfree.path"),
 )
 _ASKED_OF = {"sample": _SAMPLE, "beam": ("beams",), "memfree": _MEMFREE}
+_ASKED_OF |= {"defended": ("defence",), "defended_sample": (*_SAMPLE, "defence"), "defended_beam": ("beams", "defence")}
 _ASKED_OF |= {"memfree_sample": (*_SAMPLE, *_MEMFREE), "memfree_beam": ("beams", *_MEMFREE)}
 
 
@@ -152,7 +153,12 @@ def _sources(parts: Sequence[tuple[str, str, dict[str, str], list[dict[str, Any]
         for edited in (False, True):
             keys = ("documents", *_ASKED_OF.get(decoding, ()), *(("edit_kinds", "seed") if edited else ()))
             alike = [
-                (place, number, source, {key: value for key, value in asked.items() if key in keys})
+                (
+                    place,
+                    number,
+                    source,
+                    {key: value for key, value in asked.items() if {key, key.partition(".")[0]} & {*keys}},
+                )
                 for place, (source, _, asked, settings) in enumerate(parts)
                 for number, setting in enumerate(settings)
                 if (setting["decoding"], setting["edit_rate"] > 0) == (decoding, edited)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from goldfish.report import figures, findings
 from goldfish.report.figures import Drawing
-from goldfish.report.tables import Tables
+from goldfish.report.tables import Tables, added_metrics
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _DOCUMENT_BYTES = 3_000_000  # of all runs' documents: what a browser opens without a thought
@@ -87,9 +87,10 @@ def _summary(tables: Tables) -> dict[str, Any]:
     constant = [name for name in ("seeds", "h", "input_tokens") if name in arms and arms[name].nunique() < 2]
     if (arms["seeds"] > 1).any():
         constant = [name for name in constant if name != "seeds"]
+    added = {name: (name.replace("_", " "), "{:.3g}") for name in added_metrics(runs)}
     shown = {
         name: how
-        for name, how in _SHOWN.items()
+        for name, how in {**_SHOWN, **added}.items()
         if name not in constant and (name not in arms or arms[name].notna().any())
     }
     groups = []

@@ -28,6 +28,7 @@ COLUMNS = [
     *("group", "line", "repeated"),
     *(f"{prefix}{name}_{end}" for prefix in ("", "never_seen_") for name in _OF_DOCUMENTS for end in ("low", "high")),
 ]
+ENDS = ("", "_low", "_high")
 _FLOATS = [*MEASURED, *(name for name in COLUMNS if name.endswith(("_low", "_high")))]
 _ORDER = ["standard", "hashed", "static", "random", "hash_table"]
 
@@ -59,10 +60,22 @@ def summarize(runs: Sequence[Run]) -> pd.DataFrame:
         same = group, json.dumps([run.result["seed"], computing(run.config)])
         rows.append({**_row(run, runs), "group": group, "line": line, "repeated": same in once})
         once.add(same)
-    frame = pd.DataFrame(rows, _labels(runs, groups), COLUMNS)
-    return frame.astype(
-        {"k": "Int64", "h": "Int64", "control": bool, "repeated": bool, **dict.fromkeys(_FLOATS, "float64")}
-    )
+    added = [f"{name}{end}" for name in dict.fromkeys(n for run in runs for n in _added(run)) for end in ENDS]
+    frame = pd.DataFrame(rows, _labels(runs, groups), [*COLUMNS, *added])
+    floats = dict.fromkeys([*_FLOATS, *added], "float64")
+    return frame.astype({"k": "Int64", "h": "Int64", "control": bool, "repeated": bool, **floats})
+
+
+def added_metrics(frame: pd.DataFrame) -> list[str]:
+    """Return the metrics of a frame made by `summarize` that evaluation/metrics=NAME added."""
+    return [name for name in frame.columns[len(COLUMNS) :] if not name.endswith(ENDS[1:])]
+
+
+def _added(run: Run) -> list[str]:
+    """Return the names of the metrics that the run's configuration adds to the built-in ones."""
+    evaluation = run.config.get("evaluation")
+    found = evaluation.get("metrics") if isinstance(evaluation, dict) else None
+    return [name for name in found or () if name in run.result["metrics"]]
 
 
 def tabulate(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Tables:
@@ -79,24 +92,25 @@ def tabulate(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Tables:
 
 
 def pool(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an arm: mean, `_low` and `_high` of each of MEASURED, `seeds`, and what the intervals are `over`.
+    """Return one row an arm: mean, `_low` and `_high` of each of MEASURED and of the added metrics, `seeds`, and what the intervals are `over`.
 
     A run that is there twice counts once. `over` is "seeds", "documents" or "".
     """
-    rows = {}
+    rows, added = {}, added_metrics(frame)
+    measured = (*MEASURED, *added)
     for name, seeds in _unique(frame).groupby("group", sort=False):
         first = seeds.iloc[0]
         row = {key: first[key] for key in ("study", "strategy", "k", "h", "control", "arm", "line")}
         row |= {key: seeds[key].mean() for key in ("input_tokens", "supervised_tokens", "seconds")}
-        for metric in MEASURED:
+        for metric in measured:
             ends = [seeds.get(f"{metric}_{end}", pd.Series(math.nan, seeds.index)) for end in ("low", "high")]
-            bounds = (0.0, 1.0) if metric in _SHARES else (0.0, math.inf)
+            bounds = (0.0, 1.0) if metric in _SHARES else (-math.inf if metric in added else 0.0, math.inf)
             mean, low, high = combine(list(zip(seeds[metric], *ends, strict=True)), bounds)
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
         row["seeds"] = len(seeds)
         row["over"] = "seeds" if len(seeds) > 1 else "documents" if math.isfinite(row["rouge_l_low"]) else ""
         rows[str(name)] = row
-    columns = [f"{metric}{end}" for metric in MEASURED for end in ("", "_low", "_high")]
+    columns = [f"{metric}{end}" for metric in measured for end in ENDS]
     names = ["study", "strategy", "k", "h", "control", "arm", "line", "seeds", "over"]
     frame = pd.DataFrame(
         list(rows.values()), list(rows), [*names, *columns, "input_tokens", "supervised_tokens", "seconds"]
@@ -129,16 +143,16 @@ def _labels(runs: Sequence[Run], groups: Sequence[str]) -> list[str]:
 
 
 def _row(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
-    result, control = run.result, controls(run, runs)
+    result, control, added = run.result, controls(run, runs), _added(run)
     intervals = {}
     for split, prefix in (("injected", ""), ("never_seen", "never_seen_")) if run.summary else ():
         metrics = run.summary["settings"][0].get(split, {"metrics": {}})["metrics"]
-        for name in _OF_DOCUMENTS:
+        for name in (*_OF_DOCUMENTS, *added) if not prefix else _OF_DOCUMENTS:
             for end in ("low", "high"):
                 intervals[f"{prefix}{name}_{end}"] = metrics.get(name, {}).get(end)
     return {
         **{name: result[name] for name in ("run", "strategy", "k", "h", "seed", "study", "arm", "control")},
-        **{name: value for name, value in result["metrics"].items() if name in COLUMNS},
+        **{name: value for name, value in result["metrics"].items() if name in (*COLUMNS, *added)},
         **intervals,
         "control_rouge_l": sum(control) / len(control) if control else None,
         "input_tokens": result["tokens"]["input"],
