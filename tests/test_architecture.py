@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "masks": "",
     "losses": "",
     "integrations": "masks",
-    "models": "config data tools",
+    "models": "config tools",
     "objectives": "config losses models",
     "data": "config losses masks models tools",
     "decoding": "config data tools",

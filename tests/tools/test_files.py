@@ -224,6 +224,24 @@ def test_a_checkpoint_that_would_run_code_is_refused_before_it_is_read(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_value_in_a_sharded_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path):
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    from goldfish.training.checkpoints import consolidate, whole_folder
+
+    with whole_folder(tmp_path / "a.ckpt", True, lambda: None) as folder:
+        dcp.save(
+            {"state_dict": {"a": torch.zeros(3)}, "b": Executed(tmp_path / "executed")},
+            checkpoint_id=folder,
+            no_dist=True,
+        )
+        torch.save({}, folder / "meta.pt")
+    with pytest.raises(FileError, match=r"a\.ckpt: not a checkpoint of tensors and plain values"):
+        consolidate(tmp_path / "a.ckpt", tmp_path / "whole.ckpt")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "whole.ckpt").exists()
+
+
 def test_a_flipped_bit_in_a_sharded_checkpoint_is_noticed(tmp_path):
     from goldfish.training.checkpoints import checkpoint_error, whole_folder
 

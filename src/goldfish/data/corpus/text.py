@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from goldfish.config.checks import checked
-from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
-from goldfish.tools.files import opened
+from goldfish.data.corpus.base import Document, sha256_of_text
+from goldfish.tools.files import opened, sha256_of
 
 
 class TextFiles:

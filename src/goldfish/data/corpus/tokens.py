@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from goldfish.config.checks import checked
-from goldfish.data.corpus.base import Document, sha256_of, sha256_of_text
-from goldfish.tools.files import FileError
+from goldfish.data.corpus.base import Document, sha256_of_text
+from goldfish.tools.files import FileError, sha256_of
 
 BLOCK = 1 << 22  # ids searched for separators at a time
 
