@@ -122,11 +122,11 @@ def test_the_readmes_table_says_what_the_csv_files_say():
     cells = [dict(zip(columns, map(str.strip, line.strip("|").split("|")), strict=True)) for line in lines]
     of = {
         "standard": ("k_supervised_match", "k_sweep", "standard"),
-        "goldfish k=4, as released": ("released_hash", "released_hash", "released_k4_h13"),
-        "goldfish k=4, ours": ("k_supervised_match", "k_sweep", "k4"),
-        "goldfish k=4, ours, as many supervised tokens as standard": ("k_supervised_match", "k_supervised_match", "k4"),
+        "goldfish k=4, hash as released": ("released_hash", "released_hash", "released_k4_h13"),
+        "goldfish k=4, our hash": ("k_supervised_match", "k_sweep", "k4"),
+        "goldfish k=4, our hash, longer run": ("k_supervised_match", "k_supervised_match", "k4"),
         "every 4th position dropped (static)": ("masks", "masks", "static"),
-        "control": ("k_sweep", "k_sweep", "control"),
+        "control: never saw the documents": ("k_sweep", "k_sweep", "control"),
     }
     assert [row["loss"] for row in cells] == list(of)
     for row in cells:

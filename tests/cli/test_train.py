@@ -28,7 +28,7 @@ def test_a_run_ends_with_a_table_and_says_where_its_results_are(command, tmp_pat
     [
         (["mask.kk=3"], "mask.kk: unknown key; did you mean k? Allowed here: k, h"),
         (["mask=hashd"], "hashed"),
-        (["mask.k=1", "++trainer.max_step=3"], "mask.k=1: one token in k is dropped, so k is an integer >= 2"),
+        (["mask.k=1", "++trainer.max_step=3"], "mask.k=1: one token in k is dropped, so k must be an integer >= 2"),
         (["mask.k=1", "++trainer.max_step=3"], "trainer.max_step: unknown key; did you mean max_steps?"),
         (["mask.k=four"], "mask.k='four': must be a whole number, or null"),
     ],

@@ -56,7 +56,7 @@ def node(name: str) -> dict[str, Any]:
 
 
 def state(value: Any) -> Any:
-    """Class and settings of an object, and of those in it."""
+    """Class and settings of an object, and of those in it, without the arguments that the builder has it remember."""
     if isinstance(value, list | tuple | ListConfig):
         return [state(one) for one in value]
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -64,7 +64,7 @@ def state(value: Any) -> Any:
     if isinstance(value, dict | DictConfig):
         return {key: state(one) for key, one in value.items()}
     if type(value).__module__.startswith("goldfish.") and hasattr(value, "__dict__"):
-        return type(value), {key: state(one) for key, one in vars(value).items()}
+        return type(value), {key: state(one) for key, one in vars(value).items() if key != "_arguments"}
     return value if isinstance(value, str | int | float | bool | Path | type(None)) else type(value)
 
 
