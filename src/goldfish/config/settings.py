@@ -4,6 +4,7 @@
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Real):  # NumPy's numbers are no plain ones
         return int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Mapping):  # also OmegaConf's, which hydra.utils.instantiate hands on
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, Sequence):
         return [plain(part) for part in value]
     return settings_of(value)
