@@ -224,6 +224,29 @@ def test_a_checkpoint_that_would_run_code_is_refused_before_it_is_read(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
+class Attribute:
+    """Is pickled as getattr(of, name), as Python 3.11.2 pickles a member of an enum."""
+
+    def __init__(self, of, name):
+        self.of, self.name = of, name
+
+    def __reduce__(self):
+        return getattr, (self.of, self.name)
+
+
+def test_the_metadata_of_a_sharded_checkpoint_may_hold_a_member_of_an_enum_and_no_other_attribute(tmp_path):
+    import io
+
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+
+    from goldfish.training.checkpoints import _OnlyMetadata
+
+    member = _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    assert _OnlyMetadata(io.BytesIO(pickle.dumps(Attribute(_MEM_FORMAT_ENCODING, member.name)))).load() is member
+    with pytest.raises(pickle.UnpicklingError, match="it uses an attribute of <class"):
+        _OnlyMetadata(io.BytesIO(pickle.dumps(Attribute(Metadata, "__init__")))).load()
+
+
 def test_a_value_in_a_sharded_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path):
     import torch
     import torch.distributed.checkpoint as dcp

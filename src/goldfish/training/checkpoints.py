@@ -12,6 +12,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,20 @@ class _OnlyMetadata(pickle.Unpickler):
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) in self._OTHERS or is_type:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.2 pickles a member of an enum
+            return _enum_member
         if module in self._MODULES and "." not in name:
             found = super().find_class(module, name)
             if isinstance(found, type) and found.__module__ == module:
                 return found
         raise pickle.UnpicklingError(f"it uses {module}.{name}")
+
+
+def _enum_member(kind: Any, name: str) -> Any:
+    """Return the member of an enum; raise UnpicklingError for an attribute of anything else."""
+    if not isinstance(kind, EnumType):
+        raise pickle.UnpicklingError(f"it uses an attribute of {kind!r:.80}")
+    return kind[name]
 
 
 def forget_previous(last: Path) -> None:
