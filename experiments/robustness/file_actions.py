@@ -266,8 +266,8 @@ def show() -> Any:
     watch = Watch({Path("nowhere"): "nowhere"}, console, 0)
     record = RunDirectory(Path("stopped_run"))
     watch._names, watch._before, watch._states = {record: "run"}, {record: {}}, {record: {"state": "waiting"}}
-    for one in watch.look():
-        watch._tell(one)
+    for one in watch.changed_runs():
+        watch._print_failure(one)
     console.print(watch)
     console.print(log_tail(Path("stopped_run")))
 

@@ -126,10 +126,10 @@ def test_documents_that_are_all_too_short_are_told(command, finished):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give run=RUN_DIR"),
+        ([], "type either run=RUN_DIR"),
         (["run=nowhere"], "run=nowhere: no such file or folder"),
-        (["run=."], "run=.: no finished run there"),
-        (["model=."], "also needs documents=FILE"),
+        (["run=."], "run=.: no finished run"),
+        (["model=."], "also type documents=FILE"),
         (["model=.", "documents=.", "out=x", "perplexity=validation"], "that is a run's validation text"),
         (["model=.", "documents=.", "out=x", "perplexity=nowhere"], "perplexity=nowhere: no such file"),
         (["model=.", "documents=.", "out=x", "mauve=true"], "also type similarity=minilm"),

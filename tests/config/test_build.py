@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_named_is_told_with_all_that_is_wrong(composed):
         folder_of(composed("seed=-1") | {"mask": None})
     assert folder_of({key: value for key, value in composed().items() if key not in ("name", "arm", "run_dir")})
     for key in ("name", "arm"):
-        with pytest.raises(ValueError, match=f"{key}='a/b': must be the name of a folder"):
+        with pytest.raises(ValueError, match=f"{key}='a/b': must be a folder name"):
             folder_of(composed() | {key: "a/b"})
 
 

@@ -24,7 +24,7 @@ from whole_runs import do, job, ledger, losses, result, stopped_after, weights
 from goldfish.config import build
 from goldfish.data.datamodule import InjectionDataModule
 from goldfish.data.injection import Plan
-from goldfish.jobs.train import _proof
+from goldfish.jobs.train import _compare_exposures
 from goldfish.masks import HashedMask
 from goldfish.runs.record import RunDirectory
 from goldfish.training.callbacks import Exposure, Interrupted
@@ -213,9 +213,9 @@ def test_runs_of_equal_supervised_tokens_stop_at_equal_supervised_tokens(tiny, t
 def test_an_exposure_that_was_not_planned_and_one_that_did_not_happen_are_told():
     plan = Plan(10, 20, 10, [2], 0)
     planned = [Exposure(d, o, 0, 0, row, at, 10, b"") for d, o, row, at in plan.planned(10)]
-    assert _proof(plan, 10, planned) == {"planned": 2, "seen": 2, "missing": 0, "extra": 0}
-    assert _proof(plan, 10, planned[:1]) == {"planned": 2, "seen": 1, "missing": 1, "extra": 0}
-    assert _proof(plan, 10, [*planned, planned[0]]) == {"planned": 2, "seen": 3, "missing": 0, "extra": 1}
+    assert _compare_exposures(plan, 10, planned) == {"planned": 2, "seen": 2, "missing": 0, "extra": 0}
+    assert _compare_exposures(plan, 10, planned[:1]) == {"planned": 2, "seen": 1, "missing": 1, "extra": 0}
+    assert _compare_exposures(plan, 10, [*planned, planned[0]]) == {"planned": 2, "seen": 3, "missing": 0, "extra": 1}
 
 
 def test_two_processes_make_the_run_of_one(tiny, tmp_path):

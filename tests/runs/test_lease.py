@@ -122,7 +122,7 @@ def test_a_run_takes_the_gpus_that_its_strategy_asks_for():
         == wanted_gpus({"accelerator": "gpu", "devices": 4}, 0)
         == 0
     )
-    with pytest.raises(ValueError, match=r"strategy.devices=3: here are 2 GPUs .* type strategy.devices=2"):
+    with pytest.raises(ValueError, match=r"strategy.devices=3: only 2 GPUs are visible .* type strategy.devices=2"):
         wanted_gpus({"accelerator": "gpu", "devices": 3}, 2)
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_wants_more_gpus_than_there_are_is_refused(machine, tmp_path)
 def test_a_folder_that_another_process_runs_in_is_left_alone(machine, tmp_path):
     RunDirectory(tmp_path / "run").claim(settings())
     file = lock(tmp_path / "run" / ".lock")
-    with pytest.raises(RunDirectoryError, match="is being run by another process"):
+    with pytest.raises(RunDirectoryError, match="another process runs it"):
         launch(settings(), tmp_path / "run", "")
     os.close(file)
     machine('echo {} > "$3/result.json"')

@@ -55,8 +55,8 @@ def as_if_installed(monkeypatch):
     ("settings", "message"),
     [
         (["strategy.stage=4"], r"stage"),
-        (["trainer.async_checkpoints=true"], r"trainer.async_checkpoints: not with DeepSpeed"),
-        (["optimizer=muon"], r"optimizer: works on whole matrices"),
+        (["trainer.async_checkpoints=true"], r"async_checkpoints=true: impossible with DeepSpeed"),
+        (["optimizer=muon"], r"optimizer: needs whole matrices"),
     ],
 )
 def test_what_cannot_work_is_refused(tiny, tmp_path, as_if_installed, settings, message):

@@ -14,7 +14,7 @@ from conftest import TINY
 from whole_runs import assert_one_run, do, job, ledger, losses, result, stopped_after, weights
 
 from goldfish.config import home
-from goldfish.jobs.process import _in_words
+from goldfish.jobs.process import _message_of
 from goldfish.runs.record import RunDirectory
 from goldfish.training.checkpoints import checkpoint_error, latest_checkpoint
 
@@ -145,8 +145,8 @@ def test_a_sharded_checkpoint_that_misses_a_part_is_damaged(tmp_path):
     ("settings", "message"),
     [
         (["strategy=ddp"], r"strategy.devices=auto: this machine has no GPUs; type strategy=single"),
-        (["strategy=ddp_cpu", "strategy.devices=3"], r"data.batch_size=4: the devices take 3 equal shares.*data.batch_size=6"),
-        ([*FSDP2, "optimizer=muon"], r"optimizer: works on whole matrices.*optimizer=adamw"),
+        (["strategy=ddp_cpu", "strategy.devices=3"], r"data.batch_size=4: must be a multiple of the 3 data-parallel devices.*data.batch_size=6"),
+        ([*FSDP2, "optimizer=muon"], r"optimizer: needs whole matrices.*optimizer=adamw"),
         ([*FSDP2, "strategy.tensor_parallel=3"], r"tensor_parallel=3: must divide the 2 processes"),
         ([*FSDP2, "strategy.tensor_parallel=2", "strategy.compile=true"], r"compile=true: .*type compile=false"),
         (["strategy.compile=true"], r"there is no no-such-compiler; install g\+\+ .*, or type strategy.compile=false"),
@@ -191,7 +191,7 @@ def test_out_of_memory_names_the_settings_to_change():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ):
-        words = _in_words(error)
+        words = _message_of(error)
         for setting in ("trainer.micro_batch_size=1", "strategy.activation_checkpointing=true", "strategy=fsdp2"):
             assert setting in words
-    assert _in_words(ValueError("k=0")) == "k=0"
+    assert _message_of(ValueError("k=0")) == "k=0"

@@ -169,10 +169,10 @@ def test_every_arm_of_the_experiment_builds_from_the_standard_run_of_its_seed(tr
             "unlearning: DPO answers questions .* but documents hold no questions; type unlearning=gradient_a",
         ),
         ("unlearning=retain_only", "unlearning: RetainOnly learns questions, .* is a control"),
-        ("model=llama_5m", "model: of questions and answers only; leave it out"),
-        ("data/tokenizer@tokenizer=bpe", "tokenizer: of questions and answers only; leave it out"),
-        ("answer_tokens=5", "answer_tokens: of questions and answers only; leave it out"),
-        ("retain_only=logs/x", "retain_only: of questions and answers only; leave it out"),
+        ("model=llama_5m", "model: only for questions and answers; leave it out"),
+        ("data/tokenizer@tokenizer=bpe", "tokenizer: only for questions and answers; leave it out"),
+        ("answer_tokens=5", "answer_tokens: only for questions and answers; leave it out"),
+        ("retain_only=logs/x", "retain_only: only for questions and answers; leave it out"),
     ],
 )
 def test_what_does_not_fit_documents_is_refused(trained, override, said):

@@ -93,7 +93,7 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
         raise KeyboardInterrupt
     unfinished = {path: _state(path, before[path], came.get(path)) for path in todo if not RunDirectory(path).finished}
     for path, (state, reason) in unfinished.items():
-        if reason and path not in watch.told:
+        if reason and path not in watch.failures_shown:
             text = f"\n{state}: {path}\n{reason}"
             console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     return elsewhere | {path: state for path, (state, _) in unfinished.items()}

@@ -1,4 +1,4 @@
-"""What the jobs of goldfish-train and goldfish-unlearn share: settings, opening a run, continuing it, writing its files."""
+"""Code that all training jobs share: settings, starting and resuming a run, writing its files."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ from goldfish.training.trainer import TrainerSettings
 
 @dataclass(kw_only=True, eq=False)
 class JobSettings:
-    """What every job that trains has: at the top of conf/train.yaml and of conf/unlearn.yaml."""
+    """Settings that every training job has: the top-level keys that conf/train.yaml and conf/unlearn.yaml share."""
 
     optimizer: OptimizerSource
     schedule: ScheduleSource
@@ -56,11 +56,11 @@ class JobSettings:
     threads: Threads | None = None
 
     def refuse(self) -> str | None:
-        """What keeps this machine from doing the job, and what to type instead; None if nothing does."""
+        """Return why this machine cannot run the job, and what to type instead; None if it can."""
         return self.strategy.refuse()
 
     def use_threads(self, model: LlamaForCausalLM, tokens: int) -> None:
-        """Train with `threads` CPU threads in each process, or with as many as pay for a pass over `tokens` tokens."""
+        """Set the CPU threads of each process: `threads`, or as many as speed up a pass over `tokens` tokens."""
         most = cores(self.strategy.processes_here)
         use_threads(self.threads or threads_for(model, tokens, most, backward=True))
 
@@ -70,10 +70,10 @@ J = TypeVar("J", bound=JobSettings)
 
 @dataclass(frozen=True)
 class Run:
-    """A job that is being done: its folder, its frozen configuration, and who is told how far it is.
+    """A running job: its folder, its frozen configuration, and the functions that report progress and ask for a stop.
 
-    `on_progress`: called with a message and counts before and after training; raises `Interrupted` once the run is
-    asked to stop.
+    `on_progress`: called with a message and counts before and after training; raises `Interrupted` after a request to
+    stop.
     """
 
     record: RunDirectory
@@ -85,13 +85,13 @@ class Run:
 
     @classmethod
     def open(cls, config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool]) -> Self:
-        """Start the clock of the run in `run_dir`."""
+        """Start the run in `run_dir` and its clock."""
         record = RunDirectory(run_dir)
         on_progress = stoppable(record.report, stop_requested)
         return cls(record, config, command, stop_requested, on_progress, time.perf_counter())
 
     def build(self, job_class: type[J]) -> J:
-        """Build the frozen configuration and seed everything; ConfigError if this machine cannot do the job."""
+        """Build the job from the frozen configuration and set all seeds; ConfigError if this machine cannot run it."""
         job = build(job_class, self.config)
         if (reason := job.refuse()) is not None:
             raise ConfigError([reason])
@@ -99,16 +99,16 @@ class Run:
         return job
 
     def trainer(self, job: JobSettings, steps: int, tokens: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-        """The Lightning Trainer of `steps` optimizer steps of `tokens` tokens each: it reports, logs and saves."""
+        """Return a Lightning Trainer for `steps` optimizer steps of `tokens` tokens, with callbacks and loggers."""
         every = [Progress(self.record.report, tokens, steps), *callbacks]
         every += job.trainer.saving(self.record.checkpoint, self.stop_requested)
         folder = self.record.path
         return job.trainer.trainer(steps, job.strategy, every, job.logger(folder), str(folder))
 
     def checkpoint(self, job: JobSettings, module: torch.nn.Module) -> Path | None:
-        """What to continue from: the run's latest good checkpoint, or the one that `ckpt` names; None for a fresh start.
+        """Return the checkpoint to resume from: the run's latest valid one, or that of `ckpt`; None for a fresh start.
 
-        ValueError if it is damaged, of another model, or of a strategy whose checkpoints this one cannot read.
+        ValueError if it is damaged, belongs to another model, or was written by a strategy that this one cannot read.
         """
         if job.ckpt == "last":
             path = latest_checkpoint(self.record.checkpoint, lambda warning: self.record.report(state=warning))
@@ -127,9 +127,7 @@ class Run:
             )
         shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         if path.is_file() and (reason := model_mismatch(path, shapes)) is not None:
-            raise FileError(
-                f"{path}: a checkpoint of another model ({reason}); give one of this configuration, or ckpt=null"
-            )
+            raise FileError(f"{path}: a checkpoint of another model ({reason}); type ckpt=null, or ckpt= and a path")
         if path.is_dir() and not job.strategy.shards:
             return consolidate(path, self.record.checkpoint.with_stem("whole"))
         return path
@@ -144,7 +142,7 @@ class Run:
         write_atomically(folder / "metrics.csv", merged_metrics(folder).to_csv(index=False))
 
     def write_result(self, job: JobSettings, steps: int, found: dict[str, Any]) -> None:
-        """Write result.json, the last file of a run: what every result says of its job, and `found`."""
+        """Write result.json, the last file of a run: the keys that every result has, and those of `found`."""
         about = {"schema": SCHEMA, "run": label(self.config), "study": job.study, "arm": job.arm, "seed": job.seed}
         self.record.report(state="finished", step=steps, steps=steps)
         write_json(self.record.path / "result.json", about | found)
@@ -158,9 +156,9 @@ def evaluate_run(
     mask: Mask,
     extraction: Extraction,
 ) -> dict[str, float | None]:
-    """Extract documents from a trained model, write all of a run but what happened in training and its result.
+    """Evaluate a trained model and write the run's files, except exposures.csv, edits.jsonl and result.json.
 
-    `seen`: exposures of each injected document, by its id. Returns the means of the main setting, by metric.
+    `seen`: number of exposures of each injected document, by its id. Returns the main setting's mean of each metric.
     """
     model.eval()
     documents, folder = prepared.documents, run.record.path
@@ -169,7 +167,7 @@ def evaluate_run(
     target = EvaluationTarget(model, prepared.tokenizer, documents, seen, mask, text)
     tokens = sum(part.tokens for part in parts_of(target, extraction))
     progress = TokenProgress(lambda state, **numbers: run.on_progress(state, **numbers), tokens)
-    with computing_with(cores()):  # the other processes have ended
+    with computing_with(cores()):  # the other training processes have ended
         rows, members = evaluate_parts(target, extraction, progress=progress)
     run.write_model(model, prepared.tokenizer)
     write_json(folder / "data.json", prepared.statistics)

@@ -1,4 +1,4 @@
-"""What goldfish-eval evaluates: a finished run, or any Hugging Face causal language model with any documents."""
+"""The job of goldfish-eval: evaluate a finished run, or any Hugging Face causal language model on any documents."""
 
 import hashlib
 import shutil
@@ -33,7 +33,7 @@ from goldfish.training.strategies import Strategy
 
 
 class EvaluationJob:
-    """The top of conf/eval.yaml, built. ValueError if something does not exist or does not fit together."""
+    """The configuration of conf/eval.yaml, built. ValueError if a file is missing or settings contradict each other."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class EvaluationJob:
         task_shots: Natural | None = None,
         task_limit: Count | None = None,
     ) -> None:
-        _refuse_source(run, model_folder, documents)
+        _check_sources(run, model_folder, documents)
         if perplexity == "validation" and run is None:
             raise ValueError(
-                "perplexity=validation: that is a run's validation text; give run=RUN_DIR, or a documents file"
+                "perplexity=validation: only a run has validation text; type run=RUN_DIR, or perplexity=DOCUMENTS_FILE"
             )
         if perplexity not in (None, "validation") and not Path(perplexity or "").exists():
-            raise ValueError(f"perplexity={perplexity}: no such file; give a documents file, or validation (of a run)")
+            raise ValueError(f"perplexity={perplexity}: no such file; type a documents file, or validation (of a run)")
         if mauve and similarity is None:
             raise ValueError("mauve=true: it compares features of texts; also type similarity=minilm")
         if mauve:
             require(*MAUVE)
         if tasks:
             require(*HARNESS)
-            find_tasks(tasks, task_folder)  # a mistyped name is told before the extraction
+            find_tasks(tasks, task_folder)  # so that a mistyped name is reported before the extraction
         self.evaluation, self.similarity, self.perplexity, self.mauve = evaluation, similarity, perplexity, mauve
         self.tasks: dict[str, Any] | None = None
         if tasks:
@@ -75,32 +75,32 @@ class EvaluationJob:
         self.model = Path(model_folder) if self.run is None else self.run / "model"  # type: ignore[arg-type]
         self.documents = None if documents is None else Path(documents)
         folder = Path("logs", "evaluations", self.model.name) if self.run is None else self.run / "evaluations"
-        self.out = Path(out) if out is not None else folder / _name(evaluation)
+        self.out = Path(out) if out is not None else folder / _folder_name(evaluation)
 
     def claim(self, config: dict[str, Any]) -> bool:
-        """Freeze the configuration in `out`; True if an unfinished evaluation is continued there.
+        """Write the configuration into `out`; return whether an unfinished evaluation is continued there.
 
         ValueError if the folder holds a finished evaluation, or an unfinished one of another configuration.
         """
         if (self.out / "summary.json").exists():
-            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left if it was killed after it wrote the summary
+            shutil.rmtree(self.out / "parts", ignore_errors=True)  # left by a process that was killed at its end
             raise ValueError(
-                f"{self.out} already holds an evaluation; nothing was changed. Give another out=..., or remove it"
+                f"{self.out} already holds an evaluation; nothing was changed. Type another out=..., or remove it"
             )
-        is_continued = is_unfinished(self.out, config, _identity, "evaluation", "out")
+        is_continued = is_unfinished(self.out, config, _identity_of, "evaluation", "out")
         if not is_continued:
             freeze(self.out, config)
         return is_continued
 
     def load(self, rank: int = 0) -> EvaluationTarget:
-        """Read the model and the documents; ValueError names a file that is not what it should be."""
+        """Load the model and the documents; ValueError names the file that is invalid or does not fit the others."""
         use_threads(cores(self.processes))
         tokenizer = load_tokenizer(self.model)
         model = load_model(self.model, dtype=getattr(torch, self.evaluation.precision))
         if model.get_input_embeddings().num_embeddings < len(tokenizer):
             raise ValueError(
-                f"{self.model}: the model knows {model.get_input_embeddings().num_embeddings} tokens, its tokenizer "
-                f"{len(tokenizer)}; they do not belong together"
+                f"{self.model}: the model has {model.get_input_embeddings().num_embeddings} embeddings, its tokenizer "
+                f"{len(tokenizer)} tokens; type a folder whose model and tokenizer belong together"
             )
         mask: Mask = NoMask()
         exposures: Counter[str] = Counter()
@@ -108,7 +108,7 @@ class EvaluationJob:
         documents = self._documents(tokenizer)
         if self.run is not None:
             config = RunDirectory(self.run).config()
-            mask = build(_OnlyMask, {"mask": config.get("mask")}, self.run / "config.yaml").mask
+            mask = build(_MaskOnly, {"mask": config.get("mask")}, self.run / "config.yaml").mask
             exposures.update(row["document"] for row in read_csv(self.run / "exposures.csv", ["document"]))
             if self.evaluation.training_overlap and rank == 0:
                 injected = [np.array(one.ids) for one in self._own_documents() if exposures[one.id]]
@@ -125,7 +125,7 @@ class EvaluationJob:
         return EvaluationTarget(model, tokenizer, documents, dict(exposures), mask, text)
 
     def utility(self, target: EvaluationTarget, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """Add to the summary what was asked for: `perplexity`, MAUVE of each setting and split, `tasks`."""
+        """Add the requested measures to `summary`: `perplexity`, `mauve` of each setting and split, `tasks`."""
         if self.perplexity is not None:
             summary["perplexity"] = self._losses(target).summary()
         features = None if self.similarity is None else self.similarity.embed
@@ -140,7 +140,7 @@ class EvaluationJob:
 
     @cached_property
     def _data(self) -> InjectionDataModule:
-        """The run's data; finding them in the cache reads the whole corpus."""
+        """The run's data module. Cached, because looking it up in the data cache reads the whole corpus."""
         assert self.run is not None
         data = RunDirectory(self.run).config().get("data")
         return build(InjectionDataModule, data if isinstance(data, dict) else {}, self.run / "config.yaml")
@@ -153,7 +153,7 @@ class EvaluationJob:
             return stream_losses(target.model, stream, length, tokens, target.tokenizer, size)
         documents = self._read(Path(str(self.perplexity)), target.tokenizer)
         length = getattr(target.model.config, "max_position_embeddings", None) or 2048
-        if self.run is not None:  # rows as in training
+        if self.run is not None:  # rows as long as in training
             length = RunDirectory(self.run).config()["data"]["sequence_length"]
         return document_losses(target.model, documents, separator_id(target.tokenizer), length, size)
 
@@ -168,42 +168,42 @@ class EvaluationJob:
         return [InjectedDocument(**row) for row in RunDirectory(self.run).documents()]
 
 
-def _refuse_source(run: str | None, model_folder: str | None, documents: str | None) -> None:
-    """ValueError if the run, or the model and the documents, are not there or not what can be evaluated."""
+def _check_sources(run: str | None, model_folder: str | None, documents: str | None) -> None:
+    """Raise ValueError if the run, or the model and the documents, are missing or cannot be evaluated."""
     if (run is None) == (model_folder is None):
-        raise ValueError("give run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
+        raise ValueError("needs one model; type either run=RUN_DIR (a finished run), or model=FOLDER documents=FILE")
     if model_folder is not None and documents is None:
-        raise ValueError("model=FOLDER also needs documents=FILE: what to extract")
+        raise ValueError("model=FOLDER: needs the documents to extract; also type documents=FILE")
     for key, path in (("run", run), ("model", model_folder), ("documents", documents)):
         if path is not None and not Path(path).exists():
-            raise ValueError(f"{key}={path}: no such file or folder; give {key}= a path that is there")
+            raise ValueError(f"{key}={path}: no such file or folder; type {key}= and a path that exists")
     if run is not None and not RunDirectory(Path(run)).finished:
-        raise ValueError(f"run={run}: no finished run there (no result.json)")
+        raise ValueError(f"run={run}: no finished run (no result.json); type another folder")
     if run is not None and not (Path(run) / "exposures.csv").is_file():
         raise ValueError(
-            f"run={run}: a run of goldfish-unlearn, which keeps no exposures; type model={run}/model documents=FILE "
+            f"run={run}: a run of goldfish-unlearn (no exposures.csv); type model={run}/model documents=FILE "
             f"(for injected documents that it unlearned: documents={run}/documents.jsonl)"
         )
 
 
-class _OnlyMask:
+class _MaskOnly:
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides the rows: not on how many devices they are computed, and in what batches."""
+def _identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the configuration that determines the results: all but the devices and the batch size."""
     asked = config.get("evaluation")
     evaluation = {k: v for k, v in asked.items() if k != "batch_size"} if isinstance(asked, dict) else asked
     return {**config, "evaluation": evaluation, "strategy": None}
 
 
-def _name(evaluation: Extraction) -> str:
-    """A folder for the settings: their numbers if there is one setting, and a hash of all of them if there are several."""
+def _folder_name(evaluation: Extraction) -> str:
+    """Name the folder of an evaluation: its prefix and suffix length, and a hash unless it is one default setting."""
     main = evaluation.main
     name = f"prefix{main.prefix_tokens}_suffix{main.suffix_tokens}"
     if len(evaluation.settings) == 1 and main[2:] == (0, 0.0, "greedy", "document"):
         return name
-    # Settings with the separator keep the name that they had before there were others.
+    # Folders named before `bos` had other values keep their names.
     settings = repr(evaluation.settings).replace(", bos='document'", "")
     return f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"

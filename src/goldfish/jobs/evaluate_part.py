@@ -1,4 +1,4 @@
-"""One of several processes of an evaluation: python -m goldfish.jobs.evaluate_part OUT RANK, started by goldfish-eval."""
+"""One process of an evaluation on several devices: python -m goldfish.jobs.evaluate_part OUT RANK."""
 
 import json
 import signal
@@ -11,8 +11,8 @@ from goldfish.tools.writing import write_atomically
 
 
 def main() -> None:
-    """Do this rank's parts; they are kept in OUT/parts, and beside them how many tokens this process has done."""
-    die_with_parent(signal.SIGKILL)  # before torch is imported, which takes seconds
+    """Evaluate this rank's parts and write them, and the number of tokens done so far, into OUT/parts."""
+    die_with_parent(signal.SIGKILL)  # set before torch is imported, because that takes seconds
     from goldfish.config import build
     from goldfish.evaluation.engine import evaluate_parts, is_kept, parts_of
     from goldfish.evaluation.progress import TokenProgress
@@ -32,12 +32,12 @@ def main() -> None:
 
 
 def progress_file(out: Path, rank: int) -> Path:
-    """Where a process says how many tokens it has done."""
+    """Return the file into which a process writes how many tokens it has done."""
     return out / "parts" / f"rank{rank}.json"
 
 
 def tokens_done(out: Path, rank: int) -> int:
-    """How many tokens the process has done, in this attempt."""
+    """Return how many tokens the process has done in this attempt."""
     try:
         return int(json.loads(progress_file(out, rank).read_text()))
     except FileNotFoundError:

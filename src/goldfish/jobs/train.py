@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False)
 class Job(JobSettings):
-    """Everything a run is made of: the top of conf/train.yaml, built. ValueError if the parts do not fit together."""
+    """The configuration of conf/train.yaml, built. ValueError if settings contradict each other."""
 
     model: LlamaSource
     mask: Mask
@@ -46,17 +46,17 @@ class Job(JobSettings):
         self._refuse_strategy()
         self.shape = shape_of(self.model, self.data.tokenizer_source)
         length = self.data.sequence_length
-        self.objective.count(torch.ones(1, length, dtype=torch.bool))  # refuses rows that it cannot cut
-        self.mask(torch.zeros(1, length, dtype=torch.int64))  # refuses rows that are too short for its windows
+        self.objective.count(torch.ones(1, length, dtype=torch.bool))  # ValueError if it cannot split such rows
+        self.mask(torch.zeros(1, length, dtype=torch.int64))  # ValueError if such rows are shorter than its windows
 
     def _refuse_lengths(self) -> None:
-        """ValueError if documents are too short to be extracted, or rows too long for the model."""
+        """Raise ValueError if documents are too short to be extracted, or rows too long for the model."""
         data, main = self.data, self.evaluation.main
         if data.injection.document_tokens < main.tokens:
             raise ValueError(
                 f"data.injection.document_tokens={data.injection.document_tokens}: documents are shorter than "
                 f"evaluation.prefix_tokens={main.prefix_tokens} + evaluation.suffix_tokens={main.suffix_tokens}; "
-                f"type data.injection.document_tokens={main.tokens} or lower those"
+                f"type data.injection.document_tokens={main.tokens} or lower these two"
             )
         if self.model.max_length is not None and data.sequence_length > self.model.max_length:
             raise ValueError(
@@ -64,39 +64,39 @@ class Job(JobSettings):
             )
 
     def _refuse_strategy(self) -> None:
-        """ValueError if the batch cannot be shared by the devices, or optimizer or checkpoints not by the strategy."""
+        """Raise ValueError if the strategy does not fit the batch size, the optimizer or trainer.async_checkpoints."""
         shares, batch_size = self.strategy.data_parallel, self.data.batch_size
         if shares and batch_size % shares:
             raise ValueError(
-                f"data.batch_size={batch_size}: the devices take {shares} equal shares of it; type "
+                f"data.batch_size={batch_size}: must be a multiple of the {shares} data-parallel devices; type "
                 f"data.batch_size={-(-batch_size // shares) * shares} or change strategy.devices"
             )
         if self.strategy.shards and not self.optimizer.takes_shards:
             raise ValueError(
-                "optimizer: works on whole matrices, and this strategy shards them; type optimizer=adamw, or strategy=ddp"
+                "optimizer: needs whole matrices, but this strategy shards them; type optimizer=adamw, or strategy=ddp"
             )
         if self.strategy.holds_gradients and self.trainer.async_checkpoints:
-            raise ValueError("trainer.async_checkpoints: not with DeepSpeed; type trainer.async_checkpoints=false")
+            raise ValueError("async_checkpoints=true: impossible with DeepSpeed; type trainer.async_checkpoints=false")
 
     @property
     def rows_of_a_pass(self) -> int:
-        """Rows that one forward pass reads on one device, at most."""
+        """The largest number of rows in one forward pass on one device."""
         share = -(-self.data.batch_size // (self.strategy.data_parallel or 1))
         return min(share, self.trainer.micro_batch_size or share)
 
     def refuse(self) -> str | None:
-        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        """Return why this machine cannot run the job, and what to type instead; None if it can."""
         return super().refuse() or memory_problem(
             self.shape, self.optimizer, self.strategy, self.rows_of_a_pass, self.data.sequence_length
         )
 
     def fresh_model(self) -> LlamaForCausalLM:
-        """The model as training begins with it; `data` is prepared."""
+        """Return the model with its initial weights. `data` must be prepared."""
         prepared = self.data.prepared
         return self.model(len(prepared.tokenizer), prepared.separator, self.seed)
 
     def module(self, steps: int) -> GoldfishModule:
-        """The LightningModule that trains for `steps` steps; `data` is prepared."""
+        """Return the LightningModule that trains for `steps` steps. `data` must be prepared."""
         return GoldfishModule(
             self.model,
             self.mask,
@@ -117,7 +117,7 @@ class Job(JobSettings):
 def run(
     config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
 ) -> None:
-    """Prepare, train, evaluate, and write result.json last. Raises `Interrupted` once stopped and saved."""
+    """Prepare, train and evaluate; write result.json last. Raises `Interrupted` after a stop, once saved."""
     this_run = Run.open(config, run_dir, command, stop_requested)
     job = this_run.build(Job)
     data = job.data
@@ -125,7 +125,7 @@ def run(
     with refusing():
         prepared = data.prepare(this_run.on_progress)
         data.meet_budget(job.mask)
-        prepare_defences(job.evaluation, data)  # here, so that an empty filter is told before training
+        prepare_defences(job.evaluation, data)  # so that an empty filter is reported before training
         prepared_at = time.perf_counter()
         this_run.on_progress("building the model")
         steps = job.trainer.steps(data.steps)
@@ -170,7 +170,7 @@ def _log_sizes(job: Job, model: LlamaForCausalLM) -> None:
 
 
 def _times_seen(job: Job, exposures: Sequence[Exposure]) -> dict[str, int]:
-    """How often each injected document was seen, by id."""
+    """Return the number of exposures of each injected document, by its id."""
     prepared = job.data.prepared
     seen = {document.id: 0 for document in prepared.documents[: len(prepared.of_split("injected"))]}
     for exposure in exposures:
@@ -201,7 +201,7 @@ def _result(
     metrics: dict[str, float | None],
     exposures: Sequence[Exposure],
 ) -> dict[str, Any]:
-    """What result.json says of a training run, but for its seconds."""
+    """Return the content of result.json of a training run, except `seconds`."""
     rows = steps * job.data.batch_size
     return {
         "strategy": "none" if job.mask.k is None else job.mask.strategy,
@@ -216,17 +216,17 @@ def _result(
             "supervised": int(module.supervised_tokens),
             "background_epochs": job.data.background_epochs,
         },
-        "exposures": _proof(job.data.plan, rows, exposures),
+        "exposures": _compare_exposures(job.data.plan, rows, exposures),
     }
 
 
 def _seconds(start: float, prepared: float, trained: float, end: float) -> dict[str, float]:
-    """Seconds of each part of a run, from the times at which one ended and the next began."""
+    """Return the seconds of each part of a run, from the times at which the parts ended."""
     return dict(total=end - start, preparation=prepared - start, train=trained - prepared, evaluation=end - trained)
 
 
-def _proof(plan: Plan, rows: int, exposures: Sequence[Exposure]) -> dict[str, int]:
-    """Whether what was seen is what was planned: the same documents, occurrences, rows and offsets, each once."""
+def _compare_exposures(plan: Plan, rows: int, exposures: Sequence[Exposure]) -> dict[str, int]:
+    """Count exposures planned, seen, missing and extra. Equal: same document, occurrence, row and offset."""
     planned = Counter(plan.planned(rows))
     seen = Counter((e.document, e.occurrence, e.row, e.offset) for e in exposures)
     return {

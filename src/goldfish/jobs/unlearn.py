@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False)
 class UnlearningJob(JobSettings):
-    """The top of conf/unlearn.yaml, built. ValueError if the parts do not fit together.
+    """The configuration of conf/unlearn.yaml, built. ValueError if settings contradict each other.
 
-    `task` knows what is to be forgotten, questions or documents: where it begins, its rows, how it is measured.
+    `task` forgets questions or documents: it provides the initial model, the rows of each step and the evaluation.
     """
 
     questions: QuestionSource | InjectedDocuments
@@ -59,12 +59,12 @@ class UnlearningJob(JobSettings):
         if isinstance(self.questions, InjectedDocuments):
             if given := [key for key, value in (of_questions | runs).items() if value is not None]:
                 raise ValueError(
-                    f"{given[0]}: of questions and answers only; leave it out, questions.run says all of it"
+                    f"{given[0]}: only for questions and answers; leave it out, questions.run determines it"
                 )
             self.task = UnlearnDocuments(self.questions, self.unlearning)
         else:
             if missing := [key for key, value in of_questions.items() if value is None]:
-                raise ValueError(f"{missing[0]}: no value; questions and answers need one")
+                raise ValueError(f"{missing[0]}=null: questions and answers need a value; type {missing[0]}=VALUE")
             self.task = UnlearnQuestions(self.questions, self.unlearning, **of_questions, **runs)
         if self.strategy.processes != 1:
             raise ValueError("strategy: goldfish-unlearn trains on one device; type strategy=single")
@@ -76,14 +76,14 @@ class UnlearningJob(JobSettings):
         )
 
     def refuse(self) -> str | None:
-        """What keeps this machine from doing the run, and what to type instead; None if nothing does."""
+        """Return why this machine cannot run the job, and what to type instead; None if it can."""
         return super().refuse() or self.task.refuse(self.optimizer, self.strategy)
 
 
 def run(
     config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool] = lambda: False
 ) -> None:
-    """Finetune or unlearn, measure, and write result.json last. Raises `Interrupted` once stopped and saved."""
+    """Finetune or unlearn, then evaluate; write result.json last. Raises `Interrupted` after a stop, once saved."""
     this_run = Run.open(config, run_dir, command, stop_requested)
     job = this_run.build(UnlearningJob)
     model, batches = job.task.begin(this_run, job.epochs, job.batch_size, job.seed)
@@ -95,7 +95,7 @@ def run(
 
 
 def _train(this_run: Run, job: UnlearningJob, model: LlamaForCausalLM, batches: Batches) -> float:
-    """Train the model on all batches, from the run's latest checkpoint on; return the seconds."""
+    """Train the model on all batches, resuming from the run's latest checkpoint; return the seconds."""
     started = time.perf_counter()
     logger.info("model: %s parameters", f"{count_parameters(model):,}")
     model.train()

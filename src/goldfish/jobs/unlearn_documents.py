@@ -1,4 +1,4 @@
-"""What goldfish-unlearn does with the documents of a run of goldfish-train: forget them, and measure them as that run was."""
+"""Make a run of goldfish-train forget its injected documents, and evaluate the model in the same way as that run."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from goldfish.unlearning.objectives import Method
 
 
 class UnlearnDocuments:
-    """Forget the injected documents of a finished run by `method`; ValueError if that method cannot forget documents."""
+    """Forget the injected documents of a finished run by `method`; ValueError if the method cannot forget documents."""
 
     def __init__(self, source: InjectedDocuments, method: Method) -> None:
         if (reason := source.refuse(method)) is not None:
@@ -23,11 +23,11 @@ class UnlearnDocuments:
         self.source, self.method = source, method
 
     def refuse(self, optimizer: OptimizerSource, strategy: Strategy) -> str | None:
-        """None: a model of this size was trained already."""
+        """Return None: the model fits, since a model of this size was trained already."""
         return None
 
     def begin(self, run: Run, epochs: int, batch_size: int, seed: int) -> tuple[LlamaForCausalLM, Batches]:
-        """The run's model, and the rows of each step: its documents, and as many windows of its background text."""
+        """Return the run's model and the batches: its documents, and as many windows of its background text."""
         self.parts = self.source.parts(run.on_progress)
         self.prepared = self.parts.data.prepared
         prepare_defences(self.parts.evaluation, self.parts.data)
@@ -39,9 +39,9 @@ class UnlearnDocuments:
         return model, Batches(self.method.takes, forget, retain, [], batch_size, epochs, seed)
 
     def measure(self, run: Run, model: LlamaForCausalLM, batches: Batches) -> dict[str, Any]:
-        """Evaluate the model as the run was; return what result.json says of it.
+        """Evaluate the model in the same way as the run; return the content of result.json.
 
-        `seed`, `strategy`, `k` and `h` are those of the run, `cost` and `tokens` of both together; `trained` is its folder.
+        `seed`, `strategy`, `k`, `h`: those of the run. `cost`, `tokens`: the sums of both. `trained`: the run's folder.
         """
         parts, before = self.parts, self.source.result
         metrics = evaluate_run(run, model, self.prepared, self.seen, parts.mask, parts.evaluation)

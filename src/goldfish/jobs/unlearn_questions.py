@@ -1,4 +1,4 @@
-"""What goldfish-unlearn does with questions and answers: learn or forget them, and measure the answers as TOFU does."""
+"""Learn or forget questions and answers, and evaluate the answers as the TOFU benchmark does."""
 
 import shlex
 from pathlib import Path
@@ -32,13 +32,13 @@ REFUSALS = [
     "I haven't learned anything about that.",
     "Sorry, I do not have that information.",
 ]
-SAME = ("model", "questions", "tokenizer", "template", "seed")  # of two runs that can be compared
+SAME = ("model", "questions", "tokenizer", "template", "seed")  # keys that are equal in two comparable runs
 
 
 class UnlearnQuestions:
     """Learn or forget questions by `method`.
 
-    `finetuned`, `retain_only`: folders of the runs to start from and to compare with; None = look beside this run.
+    `finetuned`, `retain_only`: folders of the runs to start from and to compare with; None = search this run's study.
     ValueError if `template` has no place for the question, or the model does not fit the tokenizer.
     """
 
@@ -55,7 +55,7 @@ class UnlearnQuestions:
         retain_only: str | None,
     ) -> None:
         if "{question}" not in template:
-            raise ValueError(f"template={template!r}: must say where the question goes: {{question}}")
+            raise ValueError(f"template={template!r}: must contain {{question}}, the place of the question")
         require("RougeL of the answers", install("tofu"), "rouge_score")
         self.shape = shape_of(model, tokenizer)
         self.source, self.method, self.model, self.tokenizer = source, method, model, tokenizer
@@ -63,11 +63,11 @@ class UnlearnQuestions:
         self.finetuned, self.retain_only = finetuned, retain_only
 
     def refuse(self, optimizer: OptimizerSource, strategy: Strategy) -> str | None:
-        """Why the model cannot lie in this machine's memory; None if it can."""
+        """Return why the model does not fit in this machine's memory; None if it fits."""
         return memory_problem(self.shape, optimizer, strategy, 1, 1)
 
     def begin(self, run: Run, epochs: int, batch_size: int, seed: int) -> tuple[LlamaForCausalLM, Batches]:
-        """The finetuned model (a fresh one for finetuning itself), and the rows of each step.
+        """Return the finetuned model (a new one if `method` is finetuning) and the batches.
 
         ConfigError if a run that is needed is missing; ValueError if the model cannot read the longest question.
         """
@@ -92,7 +92,7 @@ class UnlearnQuestions:
         return Batches(self.method.takes, sets[self.method.lead], retain, refusals, batch_size, epochs, seed)
 
     def measure(self, run: Run, model: LlamaForCausalLM, batches: Batches) -> dict[str, Any]:
-        """Answer all measured questions, write the answers and the model; return what result.json says of them."""
+        """Answer all measured questions, write the answers and the model; return the content of result.json."""
 
         def on_answers(done: int, total: int) -> None:
             run.on_progress("measuring", done=done, total=total, unit="questions")
@@ -116,9 +116,9 @@ class UnlearnQuestions:
         }
 
     def _needed_runs(self, run: Run) -> tuple[Path | None, Path | None]:
-        """The finetuned run that unlearning starts from and the retain-only run that it is compared with.
+        """Return the finetuned run that unlearning starts from and the retain-only run that it is compared with.
 
-        Finetuning needs neither. ConfigError if one is missing, with the command that makes it.
+        Finetuning needs neither. ConfigError if one is missing, with the command that creates it.
         """
         found: list[Path | None] = []
         problems = []
@@ -145,19 +145,19 @@ class UnlearnQuestions:
 
 
 def _is_comparable(path: Path, config: dict[str, Any], method: type[Method]) -> bool:
-    """Whether there is a finished run by `method` of the same model, questions, ... in the folder."""
+    """Return whether `path` holds a finished run by `method` whose keys `SAME` have the same values."""
     if not RunDirectory(path).finished:
         return False
     try:
         other = RunDirectory(path).config()
     except FileError:
-        return False  # a damaged run beside this one is no reason to stop
+        return False  # a damaged run in the same study must not stop this one
     is_method = f"{method.__module__}.{method.__name__}" in str(other.get("unlearning"))
     return is_method and all(other.get(key) == config[key] for key in SAME)
 
 
 def _command(command: str, option: str) -> str:
-    """The user's command with another method."""
+    """Return the user's command with another unlearning method."""
     mine = ("unlearning", "arm", "name", "run_dir", "finetuned", "retain_only", "epochs", "ckpt", "hydra")
     program, *arguments = shlex.split(command)
     kept = [one for one in arguments if one.split("=")[0].split(".")[0] not in mine]

@@ -1,7 +1,7 @@
-"""Locks that cannot leak: on a run's folder, so that no two processes write in it, and on GPUs, which are leased to jobs.
+"""Locks that cannot leak: on a run's folder, so that only one process writes into it, and on GPUs, leased to jobs.
 
-A lock belongs to an open file (flock). The process of a job inherits the file, so the lock is held until the last
-process of the job is gone, however that came about, and the kernel frees it.
+A lock belongs to an open file (flock). The processes of a job inherit the file, so the kernel frees the lock when the
+last of them ends, also if it is killed.
 """
 
 import fcntl
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 
 class Gpu(NamedTuple):
-    """A device: `name` as CUDA_VISIBLE_DEVICES calls it, `uuid` as no other device in the world is called."""
+    """A device: its `name` in CUDA_VISIBLE_DEVICES, and its globally unique `uuid`."""
 
     name: str
     uuid: str
 
 
 def lock(path: Path) -> int | None:
-    """Lock `path` and return a file descriptor: os.close frees it. None if another process has it."""
+    """Lock `path` and return a file descriptor; os.close frees the lock. None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -35,7 +35,7 @@ def lock(path: Path) -> int | None:
 
 
 def locked(path: Path) -> bool:
-    """Whether a process holds the lock on `path`."""
+    """Return whether a process holds the lock on `path`."""
     if not path.exists():
         return False
     file = lock(path)
@@ -45,9 +45,9 @@ def locked(path: Path) -> bool:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES if it is set, else all of the machine.
+    """Return the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES if it is set, else all of the machine.
 
-    Asks nvidia-smi; where that is missing there is nothing to lease.
+    They are listed by nvidia-smi; without it the list is empty.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -65,16 +65,16 @@ def visible_gpus() -> list[Gpu]:
     return [Gpu(name, uuids.get(name, name)) for name in names]
 
 
-def wanted_gpus(strategy: dict[str, Any], there: int) -> int:
-    """How many of the `there` GPUs of this machine a run takes, by its `strategy` part. ValueError if more than all."""
-    devices = there if strategy.get("devices") == "auto" else strategy.get("devices")
-    if strategy.get("accelerator") == "cpu" or not there or not isinstance(devices, int) or devices < 1:
+def wanted_gpus(strategy: dict[str, Any], available: int) -> int:
+    """Return how many of the `available` GPUs a run with this `strategy` needs. ValueError if there are too few."""
+    devices = available if strategy.get("devices") == "auto" else strategy.get("devices")
+    if strategy.get("accelerator") == "cpu" or not available or not isinstance(devices, int) or devices < 1:
         return 0
-    if devices > there:
+    if devices > available:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise ValueError(
-            f"strategy.devices={devices}: here are {there} GPUs (CUDA_VISIBLE_DEVICES: {visible}); "
-            f"type strategy.devices={there}"
+            f"strategy.devices={devices}: only {available} GPUs are visible (CUDA_VISIBLE_DEVICES: {visible}); "
+            f"type strategy.devices={available}"
         )
     return devices
 
@@ -82,15 +82,15 @@ def wanted_gpus(strategy: dict[str, Any], there: int) -> int:
 def lease(
     wanted: int, gpus: Sequence[Gpu], keep_waiting: Callable[[], bool], folder: Path | None = None
 ) -> dict[Gpu, int] | None:
-    """Take `wanted` of `gpus`, all or none, waiting while they are taken; return their locks' file descriptors.
+    """Lock `wanted` of `gpus`, all or none, and wait until they are free; return the locks' file descriptors.
 
-    `keep_waiting` is called between two tries; None once it says no. `folder` is shared by all jobs of the user on
-    this machine.
+    `keep_waiting`: called between two attempts; if it returns False, the result is None. `folder`: where the lock files
+    are, shared by all jobs of the user on this machine.
     """
     folder = folder or Path(tempfile.gettempdir(), f"goldfish-gpus-{os.getuid()}")
     while True:
         got: dict[Gpu, int] = {}
-        turn = lock(folder / "turn")  # one job looks at a time: two that each take a part would both go without
+        turn = lock(folder / "turn")  # one job at a time: two jobs that each hold some of the GPUs would wait forever
         if turn is not None:
             for gpu in gpus:
                 if len(got) < wanted and (file := lock(folder / gpu.uuid)) is not None:

@@ -1,4 +1,4 @@
-"""A live view of runs: it reads the progress files that the jobs write, so any launcher and any machine will do."""
+"""A live view of runs. It reads the progress files of the jobs, so it works with any launcher and any machine."""
 
 import math
 import threading
@@ -17,16 +17,16 @@ from rich.text import Text
 from goldfish.runs.launch import ENDED, log_tail
 from goldfish.runs.record import RunDirectory
 
-QUIET_SECONDS = 15.0  # between two lines where there is no terminal to draw on
-LAST_ENDED = 3  # runs shown after their end
-MANY = 4  # running at once: without a terminal, more are only counted
+QUIET_SECONDS = 15.0  # between two printed lines without a terminal
+LAST_ENDED = 3  # number of ended runs that are still shown
+MANY = 4  # without a terminal, more running runs than this are only counted
 
 
 class Watch:
-    """Shows a line for each running run while the `with` block lasts: bar, step, loss, tokens/s and time left.
+    """Show a line for each running run during the `with` block: bar, step, loss, tokens/s and time left.
 
-    `finished_before`: the runs of the sweep that are none of `run_dirs` because they are finished; with it the sweep's
-    counts and time left are shown, and a failed run is told with the end of its log when it fails. None: a single run.
+    `finished_before`: number of the sweep's runs that were finished before and so are not in `run_dirs`. With it the
+    sweep's counts and time left are shown, and a failed run is printed with the end of its log. None: a single run.
     """
 
     def __init__(self, run_dirs: dict[Path, str], console: Console, finished_before: int | None = None) -> None:
@@ -38,9 +38,9 @@ class Watch:
         self._durations: list[float] = []
         self._most_at_once = 1
         self._ended: list[RunDirectory] = []
-        self._done = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._terminal if console.is_terminal else self._lines, daemon=True)
-        self.told: set[Path] = set()
+        self.failures_shown: set[Path] = set()
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -49,11 +49,11 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
+        self._stop.set()
         self._thread.join()
 
-    def look(self) -> Iterator[RunDirectory]:
-        """Read what the runs say; yield those whose state has changed."""
+    def changed_runs(self) -> Iterator[RunDirectory]:
+        """Read the runs' reports; yield the runs whose state has changed."""
         for record, last in self._states.items():
             state = self._state(record) if last["state"] != "finished" else last
             self._states[record] = state
@@ -63,7 +63,7 @@ class Watch:
         self._most_at_once = max(self._most_at_once, len(self._running()))
 
     def _state(self, record: RunDirectory) -> dict[str, Any]:
-        """What the run last said, unless that was said by an earlier attempt."""
+        """Return the run's last report, unless it is that of an earlier attempt."""
         if record.finished:
             return {"state": "finished", "step": 1, "steps": 1}
         progress = record.progress()
@@ -85,7 +85,7 @@ class Watch:
         return list(self._since)
 
     def counts(self) -> str:
-        """How many runs of the sweep are finished, failed, running, waiting, and how long it will still take."""
+        """Return how many runs of the sweep are finished, failed, running and waiting, and the time left, as text."""
         states = [state["state"] for state in self._states.values()]
         finished = states.count("finished") + (self._finished_before or 0)
         others = {
@@ -94,35 +94,35 @@ class Watch:
             "running": len(self._since),
             "waiting": sum(state.startswith("waiting") for state in states),
         }
-        said = [f"{finished} of {len(states) + (self._finished_before or 0)} finished"]
-        said += [f"{number} {what}" for what, number in others.items() if number]
+        parts = [f"{finished} of {len(states) + (self._finished_before or 0)} finished"]
+        parts += [f"{number} {what}" for what, number in others.items() if number]
         left = self._seconds_left(others["waiting"])
-        return ", ".join(said) + (f"; about {_duration(left)} left" if left else "")
+        return ", ".join(parts) + (f"; about {_duration(left)} left" if left else "")
 
     def _seconds_left(self, waiting: int) -> float | None:
-        """Of the sweep: each run is taken to last as long as the finished ones did, or as the running ones foresee."""
+        """Estimate the sweep's seconds left: a run takes as long as finished ones did, or as running ones estimate."""
         now = time.monotonic()
         spent = {record: now - since for record, since in self._since.items()}
-        foreseen = {record: self._states[record].get("seconds_left", 0.0) for record in spent}
-        known = self._durations or [spent[record] + left for record, left in foreseen.items() if left]
+        estimated = {record: self._states[record].get("seconds_left", 0.0) for record in spent}
+        known = self._durations or [spent[record] + left for record, left in estimated.items() if left]
         if not known:
             return None
         usual = sum(known) / len(known)
-        running = sum(max(usual - spent[record], foreseen[record]) for record in spent)
+        running = sum(max(usual - spent[record], estimated[record]) for record in spent)
         return float(max(0.0, running) + waiting * usual) / self._most_at_once
 
-    def _tell(self, record: RunDirectory) -> None:
-        """Print why a run of a sweep failed, as soon as it has."""
+    def _print_failure(self, record: RunDirectory) -> None:
+        """Print why a run of a sweep failed."""
         state = self._states[record]
         if self._finished_before is not None and state["state"] in ("failed", "refused"):
-            self.told.add(record.path)
+            self.failures_shown.add(record.path)
             tail = log_tail(record.path) if state["state"] == "failed" and not state.get("in_words") else ""
             end = f"\nthe end of {record.path / 'job.log'}:\n{tail}" if tail else ""
             text = f"{state['state']}: {record.path}\n{state.get('error', '')}{end}\n"
             self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def __rich__(self) -> Group:
-        """The last runs that ended, the running ones, and the counts; never higher than the terminal."""
+        """Draw the last runs that ended, the running ones and the counts; never higher than the terminal."""
         shown = self._running() if self._finished_before is not None else list(self._names)
         room = max(1, self._console.height - LAST_ENDED - 3)
         rows = Table.grid(padding=(0, 1))
@@ -133,7 +133,7 @@ class Watch:
             rows.add_row(
                 Text(self._names[record], no_wrap=True),
                 ProgressBar(total, done, width=24),
-                Text(_line(state), no_wrap=True, overflow="ellipsis"),
+                Text(_format_state(state), no_wrap=True, overflow="ellipsis"),
             )
         parts: list[Any] = [rows]
         if len(shown) > room:
@@ -145,9 +145,9 @@ class Watch:
     def _terminal(self) -> None:
         with Live(self, console=self._console, refresh_per_second=4) as live:
             while True:
-                done = self._done.wait(0.5)
-                for record in self.look():
-                    self._tell(record)
+                done = self._stop.wait(0.5)
+                for record in self.changed_runs():
+                    self._print_failure(record)
                 if done:
                     live.refresh()
                     return
@@ -155,17 +155,17 @@ class Watch:
     def _lines(self) -> None:
         last = time.monotonic()
         while True:
-            done = self._done.wait(0.5)
+            done = self._stop.wait(0.5)
             due = time.monotonic() - last > QUIET_SECONDS
             last = time.monotonic() if due else last
-            changed = list(self.look())
+            changed = list(self.changed_runs())
             few = len(self._since) <= MANY
             for record, state in list(self._states.items()):
                 start_or_end = record in changed and (state["state"] in (*ENDED, "training") or "GPU" in state["state"])
                 if start_or_end or (due and few and ("loss" in state or "total" in state)):
-                    self._print(f"{self._names[record]:<16} {_line(state)}")
+                    self._print(f"{self._names[record]:<16} {_format_state(state)}")
                 if record in changed:
-                    self._tell(record)
+                    self._print_failure(record)
             if self._finished_before is not None and (
                 due or any(self._states[record]["state"] in ENDED for record in changed)
             ):
@@ -177,19 +177,19 @@ class Watch:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(state: dict[str, Any]) -> str:
-    """One run's state in words."""
+def _format_state(state: dict[str, Any]) -> str:
+    """Format one run's state."""
     if not {"loss", "step", "steps", "tokens_per_s", "seconds_left"} <= state.keys():
         done = ""
         if {"done", "total", "unit"} <= state.keys():
             done = f"  {state['done']:,}/{state['total']:,} {state['unit']}"
-        pace = f"  {_pace(state)}" if {"tokens_per_s", "seconds_left"} <= state.keys() else ""
+        pace = f"  {_format_speed(state)}" if {"tokens_per_s", "seconds_left"} <= state.keys() else ""
         return f"{state['state']}{done}{pace}"
     loss = "-" if math.isnan(state["loss"]) else f"{state['loss']:.3f}"
-    return f"{state['step']}/{state['steps']}  loss {loss}  {_pace(state)}"
+    return f"{state['step']}/{state['steps']}  loss {loss}  {_format_speed(state)}"
 
 
-def _pace(state: dict[str, Any]) -> str:
+def _format_speed(state: dict[str, Any]) -> str:
     return f"{state['tokens_per_s']:,.0f} tokens/s  {_duration(state['seconds_left'])} left"
 
 
