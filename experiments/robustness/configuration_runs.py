@@ -12,7 +12,7 @@ from configuration_cases import PARTS, Case
 from omegaconf import OmegaConf
 
 from goldfish.cli import evaluate
-from goldfish.cli.errors import in_words
+from goldfish.cli.errors import message_of
 from goldfish.cli.train import folder_of
 from goldfish.config import ConfigError, build
 from goldfish.jobs.evaluate import EvaluationJob
@@ -73,13 +73,13 @@ class Workspace:
                     try:
                         RunDirectory(run_dir).claim(config)
                     except OSError as error:
-                        return _told(in_words(error), case, None)
+                        return _told(message_of(error), case, None)
                     (train if case.command == "train" else unlearn)(config, run_dir, "command")
         except (ConfigError, RunDirectoryError) as error:
             return _told(str(error), case, run_dir)
         except (ValueError, OSError) as error:  # goldfish-eval tells both in words
             if case.command == "eval":
-                return _told(in_words(error), case, None)
+                return _told(message_of(error), case, None)
             return f"FAULT: {type(error).__name__}", str(error)
         except FloatingPointError as error:
             return "diverged", str(error)

@@ -40,7 +40,7 @@ def test_a_large_run_on_devices_that_are_not_here_is_told(composed, capsys):
 def test_the_numbers_are_those_of_the_run(tiny, tmp_path, capsys):
     config = tiny("mask.h=3", f"run_dir={tmp_path / 'run'}")
     plan = Plan(config)
-    assert plan.state == "not there yet"
+    assert plan.state == "not started"
     RunDirectory(plan.run_dir).claim(config)
     run(config, plan.run_dir, "command")
     result = json.loads((plan.run_dir / "result.json").read_text())

@@ -16,8 +16,8 @@ def test_a_full_disk_is_told_with_what_to_do(number, capsys):
     with pytest.raises(SystemExit, match="1"):
         exit_with_reason("goldfish-eval", write)
     assert capsys.readouterr().err == (
-        "goldfish-eval: error: no space left on the disk of runs/config.yaml; free some and type the same command: "
-        "it continues\n"
+        "goldfish-eval: error: no space left on the disk of runs/config.yaml; free some space and type the same "
+        "command to continue\n"
     )
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_left(unfinished, tmp_pat
         assert not list(tmp_path.glob(".*")) and not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    assert "is there and not empty; nothing was changed" in refused(run_dir, full)
+    assert "exists and is not empty; nothing was changed" in refused(run_dir, full)
     assert "RUN_OR_CHECKPOINT=nowhere: no such file or folder" in refused("nowhere", tmp_path / "out")
     assert "type --run DIR" in refused(tmp_path / "stray.ckpt", tmp_path / "out")
     assert "stray.ckpt: " in refused(tmp_path / "stray.ckpt", tmp_path / "out", "--run", run_dir)

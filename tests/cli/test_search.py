@@ -88,8 +88,8 @@ def test_without_an_allowed_run_there_is_no_best(answer, capsys):
 @pytest.mark.parametrize(
     ("settings", "overrides", "words"),
     [
-        ({}, ["mask.k=3"], "nothing to search; give a key a range"),
-        ({"at_most": {"exact": 0.0}}, ["mask.k=3,4"], r"exact: no metric of .*result.json; there are val_loss"),
+        ({}, ["mask.k=3"], "nothing to search; type a range for a key"),
+        ({"at_most": {"exact": 0.0}}, ["mask.k=3,4"], r"exact: no metric of .*result.json; allowed are val_loss"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(answer, settings, overrides, words):

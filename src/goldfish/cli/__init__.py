@@ -1,1 +1,1 @@
-"""The command lines: the only modules that know Hydra or argparse."""
+"""The command lines. Only these modules (and the Hydra plugins) import Hydra or argparse."""

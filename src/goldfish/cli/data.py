@@ -1,6 +1,6 @@
-"""goldfish-data: prepare the text of a configuration and show what it would train on, without training.
+"""goldfish-data: prepare the text of a configuration and show the training data, without training.
 
-Takes what goldfish-train takes; of an experiment with arms it shows what all of them share.
+It has the settings of goldfish-train. For an experiment with arms it shows the settings that all arms share.
 """
 
 import json
@@ -23,11 +23,11 @@ from goldfish.tools.terminal import Console
 from goldfish.tools.writing import write_atomically
 
 OURS = ["hydra.mode=RUN", "hydra.run.dir=.", "hydra/help=data"]  # settings that the command adds
-SHOWN = 240  # characters of a sample
+SHOWN = 240  # most characters of a sample
 
 
 def main() -> None:
-    """Entry point; conf/train.yaml names every setting."""
+    """Run the command line; conf/train.yaml lists every setting."""
     sys.argv += OURS
     exit_with_reason(
         "goldfish-data", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(task)
@@ -35,13 +35,13 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> None:
-    """What Hydra calls; its mistakes end here, before Hydra adds a line of its own."""
+    """Run the command. Hydra calls it; errors are handled here, before Hydra adds a line of its own."""
     exit_with_reason("goldfish-data", lambda: _task(cfg))
 
 
 def _task(cfg: DictConfig) -> None:
-    """Prepare, look, write, print."""
-    from goldfish.data.overview import overview  # imports torch: seconds, so a mistyped key is told before
+    """Prepare the data, compute the overview, write and print it."""
+    from goldfish.data.overview import overview  # here, since torch takes seconds to import
     from goldfish.jobs.train import Job
     from goldfish.report.data_figure import data_figure
 

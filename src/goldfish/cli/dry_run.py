@@ -1,4 +1,4 @@
-"""What `goldfish-train --dry-run` prints: parameters, FLOPs, tokens and memory of a run, before anything is allocated."""
+"""Print parameters, FLOPs, tokens and memory of a run, without allocating it: `goldfish-train --dry-run`."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from goldfish.models.estimate import empty, flops_per_token, memory, optimizer_b
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.tools.terminal import Console
 
-DEVICES = 8  # compared where the configuration has one
+DEVICES = 8  # number of devices in the table if the configuration has one device
 
 
 class Plan:
-    """The sizes of a checked configuration. Nothing is downloaded, prepared or written."""
+    """Compute the sizes of a checked configuration. Nothing is downloaded, prepared or written."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.job = job = build(Job, config)
@@ -46,15 +46,15 @@ class Plan:
 
     @property
     def state(self) -> str:
-        """What is in the run's folder already."""
+        """The state of the run's folder, as text."""
         record = RunDirectory(self.run_dir)
         if record.finished:
             return "finished already: goldfish-train would refuse to run it again"
-        return "unfinished: goldfish-train would continue it" if record.checkpoint.exists() else "not there yet"
+        return "unfinished: goldfish-train would continue it" if record.checkpoint.exists() else "not started"
 
 
 def of_run(config: dict[str, Any]) -> None:
-    """Print everything about one run; ConfigError as goldfish-train would raise."""
+    """Print the sizes of one run; ConfigError for the same problems as in goldfish-train."""
     plan, console = Plan(config), Console()
     job, model, about = plan.job, plan.model, "" if plan.is_exact else "about "
     precision, batch, micro = job.strategy.precision, job.data.batch_size, job.trainer.micro_batch_size
@@ -97,17 +97,17 @@ def of_run(config: dict[str, Any]) -> None:
     logits = 12 * min(batch, micro or batch) * job.data.sequence_length * model.vocab_size
     for note in (
         "FLOPs: forward and backward, 6 per weight of a matrix product + 12 x layers x hidden x tokens of a row (PaLM, "
-        "appendix B); the head counts for every token, nothing that is computed twice.",
+        "appendix B); the head counts for every token; recomputation does not count.",
         f"memory: {precision}, {type(job.optimizer).__name__}, {min(batch, micro or batch)} rows on a single device and "
         f"{min(max(1, batch // devices), micro or batch)} on one of {devices}. activ.: what autograd keeps, counted by "
-        "tracing the model; checkpointed: with strategy.activation_checkpointing=true. Not counted: what the allocator "
-        "wastes, and buffers of communication but DDP's.",
-        f"logits: at most {_size(GPU[0] + GPU[2])} at a time on a GPU, whatever the batch; all at once they would be {_size(logits)}.",
+        "tracing the model; checkpointed: with strategy.activation_checkpointing=true. Not counted: waste of the "
+        "allocator, and communication buffers except DDP's.",
+        f"logits: at most {_size(GPU[0] + GPU[2])} at a time on a GPU, for any batch size; all together they would be {_size(logits)}.",
         *(f"{row.strategy}: {row.problem}" for row in rows if row.problem),
-        "tokens: supervised ones by the mask on random tokens." if about else "",
+        "tokens: the number of supervised tokens is estimated by applying the mask to random tokens." if about else "",
         ""
         if batch % devices == 0
-        else f"data.batch_size={batch} is no multiple of {devices}: with ddp, fsdp or deepspeed type another.",
+        else f"data.batch_size={batch}: not a multiple of {devices} devices; for ddp, fsdp or deepspeed type a multiple.",
         job.strategy.refuse() or "",
     ):
         if note:
@@ -115,7 +115,7 @@ def of_run(config: dict[str, Any]) -> None:
 
 
 def of_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launch_all: Any = None) -> int:
-    """Print a line for each run of a sweep; ConfigError with the mistakes of all of them. Returns the exit code."""
+    """Print a line for each run of a sweep; return the exit code. ConfigError with the problems of all runs."""
     from goldfish.cli.sweep import check
 
     check(jobs, configs)
@@ -135,14 +135,14 @@ def of_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launc
     folders: set[Path] = {plan.run_dir.parent for plan in plans}
     console.print(
         f"{len(plans)} runs in {', '.join(map(str, sorted(folders)))}, {sum(plan.tokens for plan in plans):,} tokens, "
-        f"{flops:.3e} FLOPs; of one of them alone more is said",
+        f"{flops:.3e} FLOPs; for more about a run, type its settings without -m",
         highlight=False,
     )
     return 0
 
 
 def _size(size: float) -> str:
-    """Bytes for people, in powers of 1024."""
+    """Format a number of bytes, in powers of 1024."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

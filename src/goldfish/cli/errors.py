@@ -1,4 +1,4 @@
-"""One place that turns what goes wrong in a command into a sentence and an exit code."""
+"""Turn the errors of a command into a message and an exit code."""
 
 import difflib
 import os
@@ -15,12 +15,12 @@ from goldfish.runs.record import DISK_FULL
 from goldfish.tools.extras import install
 from goldfish.tools.terminal import complain
 
-# Launchers of packages that are extras of ours.
+# Launchers whose packages are optional extras of goldfish.
 EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_aws": "ray"}
 
 
 def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
-    """Call `command`; a mistake of the user's ends with one readable message on stderr and exit code 1."""
+    """Call `command`; an error of the user's input is printed to stderr as one message, with exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         command()
@@ -28,15 +28,15 @@ def exit_with_reason(program: str, command: Callable[[], Any]) -> None:
         complain(f"{program}: interrupted; the same command continues")
         sys.exit(130)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        complain(f"{program}: error: {in_words(error)}")
+        complain(f"{program}: error: {message_of(error)}")
         sys.exit(1)
 
 
-def in_words(error: BaseException) -> str:
-    """The message, of a file's error with its name first, and with the nearest valid key in place of Hydra's advice to force an unknown one with +."""
+def message_of(error: BaseException) -> str:
+    """Return a message: for a file's error with its name first, for an unknown key with the nearest valid key."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f" of {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; free some and type the same command: it continues"
+        return f"no space left on the disk{where}; free some space and type the same command to continue"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return path_problem(error)
     cause: BaseException | None = error

@@ -1,4 +1,4 @@
-"""goldfish-eval: extract documents from a finished run's model, or from any Hugging Face folder, in any number of ways."""
+"""goldfish-eval: extract documents from the model of a finished run or a Hugging Face folder, in several settings."""
 
 import os
 import shlex
@@ -34,7 +34,7 @@ SHOWN = {"exact_match": "exact [95 %]", "rouge_l": "RougeL", "bleu_over_75": "BL
 
 
 def main() -> None:
-    """Entry point; conf/eval.yaml names every setting."""
+    """Run the command line; conf/eval.yaml lists every setting."""
     leave_out_messages()
     # "model" is a config group, so Hydra would look for conf/model/FOLDER.yaml.
     sys.argv[1:] = [f"model_folder={a.removeprefix('model=')}" if a.startswith("model=") else a for a in sys.argv[1:]]
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> None:
-    """What Hydra calls; its mistakes end here, before Hydra adds a line of its own."""
+    """Run the command. Hydra calls it; errors are handled here, before Hydra adds a line of its own."""
     exit_with_reason("goldfish-eval", lambda: _task(cfg))
 
 
 def _task(cfg: DictConfig) -> None:
-    """Load, extract, write, print."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
-    from goldfish.evaluation.engine import (  # here, so that a mistyped key is told at once
+    """Load the model, evaluate it, write and print the results."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must be set before torch is imported
+    from goldfish.evaluation.engine import (  # imported here, so that a mistyped key is reported first
         evaluate_parts,
         summarize_parts,
     )
@@ -66,7 +66,7 @@ def _task(cfg: DictConfig) -> None:
     if job.claim(config):
         console.print(f"continuing the unfinished evaluation in {job.out}", markup=False, highlight=False)
     record, parts = RunDirectory(job.out), job.out / "parts"
-    others = _start_others(job.out, job.processes)
+    others = _start_processes(job.out, job.processes)
     try:
         target = job.load()
         progress = _progress(target, job, record, console)
@@ -76,19 +76,19 @@ def _task(cfg: DictConfig) -> None:
     finally:
         for process in others:
             process.kill()
-    rows, members = evaluate_parts(target, job.evaluation, parts)  # every part is there: read in order
+    rows, members = evaluate_parts(target, job.evaluation, parts)  # all parts are done: read them in order
     summary = summarize_parts(target, job.evaluation, rows, members, job.out, job.similarity)
     job.utility(target, rows, summary)
     command = shlex.join(["goldfish-eval", *sys.argv[1:]])
     write_json(job.out / "summary.json", {**summary, "config": config, "environment": environment(command)})
     shutil.rmtree(parts)
-    (job.out / "progress.json").unlink(missing_ok=True)  # not there where an earlier attempt did every part
-    _print(summary, job.evaluation.metrics, console)
+    (job.out / "progress.json").unlink(missing_ok=True)  # missing if an earlier attempt did every part
+    _print_summary(summary, job.evaluation.metrics, console)
     console.print(f"results: {job.out}", markup=False, highlight=False)
 
 
 def _progress(target: Any, job: Any, record: Any, console: Console) -> Any:
-    """What counts the tokens of all processes; prints how many there are to do, and of what."""
+    """Print how many tokens have to be processed; return the counter of the tokens of all processes."""
     from goldfish.evaluation.engine import is_kept, parts_of
     from goldfish.evaluation.progress import TokenProgress
     from goldfish.jobs.evaluate_part import tokens_done
@@ -98,7 +98,7 @@ def _progress(target: Any, job: Any, record: Any, console: Console) -> Any:
     of_members = sum(part.tokens for part in todo if part.setting is None)
     total = sum(part.tokens for part in todo)
     also = (
-        f" and {of_members:,} for membership inference (evaluation.membership=false leaves it out)"
+        f" and {of_members:,} for membership inference (to leave it out, type evaluation.membership=false)"
         if of_members
         else ""
     )
@@ -111,11 +111,11 @@ def _progress(target: Any, job: Any, record: Any, console: Console) -> Any:
     return TokenProgress(record.report, total, kept, lambda: sum(tokens_done(job.out, rank) for rank in ranks))
 
 
-def _start_others(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
-    """Start ranks 1, 2, ...; what they print goes to OUT/rankN.log."""
+def _start_processes(out: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """Start the processes of ranks 1, 2, ... with output to OUT/rankN.log."""
     started = []
     for old in out.glob("parts/rank*.json"):
-        old.unlink()  # what an earlier attempt did is counted by its parts
+        old.unlink()  # the work of an earlier attempt is counted by its parts
     for rank in range(1, processes):
         with (out / f"rank{rank}.log").open("wb") as log:
             command = [sys.executable, "-m", "goldfish.jobs.evaluate_part", str(out), str(rank)]
@@ -131,11 +131,11 @@ def _wait_for(others: list[subprocess.Popen[bytes]], out: Path, progress: Any) -
             time.sleep(0.1)
         if process.returncode:
             tail = last_lines(out / f"rank{rank}.log", 8)
-            raise ValueError(f"process {rank} of the evaluation failed; the same command continues. It said:\n{tail}")
+            raise ValueError(f"process {rank} failed; type the same command to continue. The end of its log:\n{tail}")
 
 
-def _print(summary: dict[str, Any], added: Iterable[str], console: Console) -> None:
-    """A line a setting and split; only those of the settings' values that vary are columns. `added`: more metrics."""
+def _print_summary(summary: dict[str, Any], added: Iterable[str], console: Console) -> None:
+    """Print a line for each setting and split, with columns for the keys that vary. `added`: names of added metrics."""
     settings, shown = summary["settings"], {**SHOWN, **{name: name for name in added}}
     varied = [key for key in VARIED if len({part[key] for part in settings}) > 1]
     table = Table(*(VARIED[key] for key in varied), "documents", "", *shown.values(), box=None)
@@ -149,7 +149,7 @@ def _print(summary: dict[str, Any], added: Iterable[str], console: Console) -> N
     console.print(table, highlight=False)
     if short := sum(part["too_short"] for part in settings):
         console.print(
-            f"left out, too short for a setting: {short} documents (summary.json: too_short)", highlight=False
+            f"left out, too short for a setting: {short} documents (see too_short in summary.json)", highlight=False
         )
     if "membership_tokens" in summary:
         aucs = ", ".join(f"{name} {found['auc']:.2f}" for name, found in summary["membership"].items())
@@ -158,8 +158,8 @@ def _print(summary: dict[str, Any], added: Iterable[str], console: Console) -> N
             if aucs
             else "scores in membership.parquet (an AUC needs a run's trained and never-seen documents)"
         )
-        said = f"membership inference on {_tokens(summary['membership_tokens'])}, {found}"
-        console.print(said, highlight=False, soft_wrap=True)
+        line = f"membership inference on {_tokens(summary['membership_tokens'])}, {found}"
+        console.print(line, highlight=False, soft_wrap=True)
     if "perplexity" in summary:
         console.print(
             "perplexity {perplexity:.2f}, loss {loss:.3f} nats a token".format(**summary["perplexity"]), highlight=False
@@ -170,7 +170,7 @@ def _print(summary: dict[str, Any], added: Iterable[str], console: Console) -> N
 
 
 def _tokens(of_membership: dict[str, Any]) -> str:
-    """On how many tokens of each document membership was scored, and by which setting."""
+    """Format how many tokens of each document membership was scored on, and the setting that decides it."""
     fewest, most = of_membership["fewest"], of_membership["most"]
     some = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     return f"{some} tokens of each document (evaluation.membership_tokens={of_membership['asked_for']})"

@@ -12,14 +12,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1].name
 ROOT = Path(__file__).parents[3]
-# What keeps its words: who wrote the template, what happened in it, and what was measured.
+# Files that are copied unchanged: license, citation, history and measured results.
 KEPT = re.compile(r"(^|/)(LICENSE|CITATION\.cff|CHANGELOG\.md)$|\.(csv|json|svg)$")
-# The method is called so, whatever the package is called: "the goldfish loss", "goldfish k=4".
+# Keeps the name of the method, such as "the goldfish loss" and "goldfish k=4".
 METHOD = r"(?![ -](loss|mask|k\b|with k\b|paper|code|model|authors)|, k\b)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the fork; return 0, or 1 with the reason if the name or the folder will not do."""
+    """Write the fork; return 0, or print the reason and return 1 if the name or the folder is refused."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.cli.fork",
         description=f"Copy this checkout (files that git tracks) into DIR and rename the package {PACKAGE} to NAME:\n"
@@ -27,28 +27,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="lower-case letters, digits and underscores")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that is not there yet")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that does not exist yet")
     arguments = parser.parse_args(argv)
     try:
         count = fork(arguments.name, arguments.folder)
     except (ValueError, OSError) as error:
         print(f"fork: error: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.folder}: {count} files, package {arguments.name}. Go on with:")
+    print(f"{arguments.folder}: {count} files, package {arguments.name}. Next, type:")
     print(f"  cd {arguments.folder} && git init && git add -A && git commit -m 'Fork of {PACKAGE}' && make install")
     return 0
 
 
 def fork(name: str, folder: Path) -> int:
-    """Copy and rename; return the number of files. Raises ValueError if the name is no new package's or the folder exists."""
+    """Copy and rename; return the number of files. ValueError if the name is invalid or taken, or the folder exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ValueError(
-            f"NAME={name!r}: must be lower-case letters, digits and underscores, as a Python package is; type for example my_study"
+            f"NAME={name!r}: must be a package name of lower-case letters, digits and underscores; type for example my_study"
         )
     if name in (PACKAGE, "hydra_plugins", "conf", "tests") or importlib.util.find_spec(name):
         raise ValueError(f"NAME={name}: a package with this name exists already; type another name")
     if folder.exists():
-        raise ValueError(f"DIR={folder}: exists already; nothing was changed. Type a folder that is not there yet")
+        raise ValueError(f"DIR={folder}: exists already; nothing was changed. Type a folder that does not exist yet")
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
     paths = [Path(path) for path in listed.stdout.split("\0") if path and (ROOT / path).is_file()]
     if not paths:
@@ -61,14 +61,14 @@ def fork(name: str, folder: Path) -> int:
         text = None if KEPT.search(path.as_posix()) else _text(source)
         if text is not None:
             target.write_text(renamed(text, name), encoding="utf-8")
-    if importlib.util.find_spec("ruff"):  # imports and lines are sorted and broken by the length of names
+    if importlib.util.find_spec("ruff"):  # the new name changes the order of imports and the length of lines
         for command in (["check", "--select", "I", "--fix"], ["format"]):
             subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", "--no-cache", folder], check=True)
     return len(paths)
 
 
 def renamed(text: str, name: str) -> str:
-    """The text with the package's name replaced, but not the method's."""
+    """Return the text with the package's name replaced, but not the method's."""
     text = re.sub(rf"\b{PACKAGE.upper()}_", f"{name.upper()}_", text)
     text = re.sub(rf"\b{PACKAGE}_(?=sweeper|experiments)", f"{name}_", text)  # packages of src/hydra_plugins
     return re.sub(rf"(?<!\w){PACKAGE}\b{METHOD}", name, text)
@@ -79,7 +79,7 @@ def _renamed_folder(part: str, name: str) -> str:
 
 
 def _text(path: Path) -> str | None:
-    """The content of a text file; None of another one."""
+    """Return the content of a text file; None for a binary file."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:

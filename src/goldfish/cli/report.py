@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from goldfish.cli.errors import in_words
+from goldfish.cli.errors import message_of
 from goldfish.report.write import collect, evaluations, print_summary, summarize, unfinished, write_report
 from goldfish.tools.terminal import Console, complain
 
@@ -20,7 +20,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report on the runs below the given folders; return 0, or 1 when no run is finished, or a damaged one was left out."""
+    """Report on the runs below the given folders; return 1 if none is finished or one is damaged, else 0."""
     parser = argparse.ArgumentParser(
         prog="goldfish-report",
         description="goldfish-report compares finished runs and evaluations: a page, tables and figures.",
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", help="heading of the page (default: the names of the studies)")
     arguments = parser.parse_args(argv)
     if arguments.out is None and len(arguments.folders) > 1:
-        parser.error("with several folders, say where to write: --out DIR")
+        parser.error("with several folders, type where to write: --out DIR")
     damaged: list[str] = []
     try:
         evaluated = evaluations(arguments.folders, damaged)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = arguments.title or ", ".join(sorted({run.result["study"] for run in runs})) or "evaluations"
         paths = write_report(runs, arguments.out or arguments.folders[0], title, evaluated)
     except (ValueError, OSError) as error:
-        complain("\n".join([f"goldfish-report: {in_words(error)}", *(f"damaged: {problem}" for problem in damaged)]))
+        complain("\n".join([f"goldfish-report: {message_of(error)}", *(f"damaged: {problem}" for problem in damaged)]))
         return 1
     print_summary(summarize(runs), paths, Console())
     for folder in unfinished(arguments.folders):

@@ -1,4 +1,4 @@
-"""A search: Optuna proposes settings, runs answer with a metric, the best one is named."""
+"""A hyperparameter search: Optuna proposes settings, each run returns a metric, and the best run is printed."""
 
 import json
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from goldfish.tools.writing import write_json
 
 @dataclass(frozen=True)
 class Search:
-    """Look for the least `objective` among the runs with `at_most` such values; both are metrics of result.json.
+    """Minimise the metric `objective`, among runs whose metrics are not larger than `at_most`; names as in result.json.
 
-    `n_trials` runs, `n_jobs` proposed at a time, the first `n_startup_trials` of them at random, the others by Optuna's
-    TPE. A failed run says nothing to the search. The same command proposes the same values, and skips what is finished.
+    `n_trials` runs, `n_jobs` in parallel. The first `n_startup_trials` are drawn at random, the others by Optuna's
+    TPE. Failed runs are ignored. The same command proposes the same values and skips finished runs.
     """
 
     objective: str
@@ -41,9 +41,9 @@ class Search:
 def search(
     settings: Search, overrides: list[Override], composed: Callable[[list[str]], dict[str, Any]], launch_all: Launcher
 ) -> int:
-    """Run the trials, write STUDY/search.json and the report; return the exit code of a sweep.
+    """Run the trials, write STUDY/search.json and the report; return the exit code.
 
-    `overrides`: those with several values are searched. `composed`: the configuration of a trial's overrides.
+    `overrides`: keys with several values are searched. `composed`: returns the configuration for a trial's overrides.
     """
     require("a search", install("optuna"), "optuna")
     import optuna
@@ -54,7 +54,7 @@ def search(
     }
     fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     if not space:
-        raise ConfigError(["nothing to search; give a key a range, for example 'mask.k=int(interval(2,64))'"])
+        raise ConfigError(["nothing to search; type a range for a key, for example 'mask.k=int(interval(2,64))'"])
     sampler = optuna.samplers.TPESampler(n_startup_trials=settings.n_startup_trials, seed=settings.seed)
     study = optuna.create_study(sampler=sampler)
     console = Console()
@@ -66,12 +66,12 @@ def search(
         configs = [composed(job) for job in jobs]
         check(jobs, configs)
         for trial in trials:
-            said = " ".join(f"{key}={value}" for key, value in trial.params.items())
-            console.print(f"trial {trial.number + 1} of {settings.n_trials}: {said}", markup=False, highlight=False)
+            values = " ".join(f"{key}={value}" for key, value in trial.params.items())
+            console.print(f"trial {trial.number + 1} of {settings.n_trials}: {values}", markup=False, highlight=False)
         here = {trial.number: run_dir_of(config) for trial, config in zip(trials, configs, strict=True)}
         run_dirs |= here
         runs = {path: job for path, job in zip(here.values(), jobs, strict=True) if path not in unfinished}
-        if runs:  # what failed once is not tried again in this search
+        if runs:  # a run that failed is not repeated in this search
             unfinished |= launch_missing(runs, launch_all, console)
         for trial in trials:
             if here[trial.number] in unfinished:
@@ -96,13 +96,13 @@ def search(
     bounds = "".join(f", {name} at most {bound}" for name, bound in settings.at_most.items())
     found = {"objective": settings.objective, "at_most": settings.at_most, "best": best, "trials": tried}
     write_json(run_dirs[0].parent / "search.json", found)
-    told = json.dumps(best) if best else "no run"
-    console.print(f"least {settings.objective}{bounds}: {told}", markup=False, highlight=False, soft_wrap=True)
+    best_text = json.dumps(best) if best else "no run"
+    console.print(f"least {settings.objective}{bounds}: {best_text}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
 def _distribution(override: Override) -> Any:
-    """The values that Optuna may propose for a key: interval(a,b), int(interval(a,b)), tag(log,...), range, or a list."""
+    """Return the values that Optuna may propose: interval(a,b), int(interval(a,b)), tag(log,...), range, or a list."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
@@ -115,10 +115,10 @@ def _distribution(override: Override) -> Any:
 
 
 def _metrics(run_dir: Path, names: list[str]) -> dict[str, float]:
-    """These metrics of a finished run; ConfigError if it has none of that name."""
+    """Return these metrics of a finished run; ConfigError if it does not have one of them."""
     metrics = read_object(run_dir / "result.json")["metrics"]
     missing = [name for name in names if metrics.get(name) is None]
     if missing:
-        there = ", ".join(name for name, value in metrics.items() if value is not None)
-        raise ConfigError([f"{name}: no metric of {run_dir}/result.json; there are {there}" for name in missing])
+        available = ", ".join(name for name, value in metrics.items() if value is not None)
+        raise ConfigError([f"{name}: no metric of {run_dir}/result.json; allowed are {available}" for name in missing])
     return {name: float(metrics[name]) for name in names}

@@ -1,4 +1,4 @@
-"""A sweep from its list of jobs to its report: check all, skip the finished, launch the others, sum up."""
+"""Run a sweep: check all jobs, skip finished ones, launch the others, write the report."""
 
 import contextlib
 import shlex
@@ -17,16 +17,16 @@ from goldfish.runs.watch import Watch
 from goldfish.tools.owner import end_workers_with_this_process, owned
 from goldfish.tools.terminal import Console
 
-PATIENCE = 60.0  # seconds that jobs get to save
-# Starts the jobs (overrides of each), waits for them, and returns what each came to; None or an exception: it was lost.
+PATIENCE = 60.0  # seconds that jobs have to save
+# Starts jobs (a list of overrides each), waits, and returns their outcomes. None or an exception: the job was lost.
 Launcher = Callable[[list[list[str]]], Sequence[Outcome | BaseException | None]]
 
 
 def expand(arms: dict[str, list[str]], grid: Sequence[Sequence[str]], chosen: Sequence[str] | None) -> list[list[str]]:
-    """Each arm's overrides with each point of the grid; an arm's override replaces the grid's of the same key.
+    """Return the overrides of each job: every arm at every point of the grid. An arm's override replaces the grid's.
 
-    Arms are a list of settings that belong together (a mask with its k, a k with its token budget), where a grid would
-    combine everything with everything. `chosen`: the arms wanted (`arm=a,b` on the command line), None = all.
+    An arm is a list of settings that belong together (a mask with its k, a k with its token budget), whereas a grid
+    combines all values. `chosen`: the arms to run (`arm=a,b` on the command line), None = all.
     ConfigError if a chosen arm does not exist or nothing is left to run.
     """
     unknown = [name for name in chosen or [] if name not in arms]
@@ -42,12 +42,12 @@ def expand(arms: dict[str, list[str]], grid: Sequence[Sequence[str]], chosen: Se
                 rest = [override for override in point if override.split("=", 1)[0].lstrip("+") not in keys]
                 jobs.append([*rest, f"arm={name}", *arms[name]])
     if not jobs:
-        raise ConfigError(["the sweep has no jobs: a list or glob of values is empty"])
+        raise ConfigError(["the sweep has no jobs, because a list or glob of values is empty; type at least one value"])
     return jobs
 
 
 def run_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launch_all: Launcher) -> int:
-    """Run the jobs (overrides and composed configuration of each) and print what came of them; return the exit code."""
+    """Run the jobs (overrides and composed configurations), print their outcomes and return the exit code."""
     console = Console()
     check(jobs, configs)
     runs = {run_dir_of(config): job for job, config in zip(jobs, configs, strict=True)}
@@ -58,10 +58,10 @@ def run_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], laun
 
 
 def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: Console) -> dict[Path, str]:
-    """Run what is not finished (folder -> overrides), show it, tell failures at once; return the states of the others.
+    """Run the unfinished runs (folder -> overrides) and show them; return the states of those that did not finish.
 
-    Ctrl-C and SIGTERM let running jobs save and keep others from starting; KeyboardInterrupt comes when that is done.
-    What came of a run is read in its folder: any launcher will do, also one that loses a job.
+    After Ctrl-C or SIGTERM running jobs save and no other job starts; then KeyboardInterrupt is raised.
+    A run's outcome is read from its folder, so any launcher works, even one that loses jobs.
     """
     study = next(iter(runs)).parent
     if study.exists():
@@ -71,27 +71,28 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
     elsewhere = {path: "running" for path in todo if running(path)}
     for path in elsewhere:
         del todo[path]
-        console.print(f"{path} is being run by another command", highlight=False)
+        console.print(f"{path}: another command runs this run", highlight=False)
     if not todo:
         return elsewhere
     end_workers_with_this_process()
     before = {path: RunDirectory(path).progress() for path in todo}
     names = {path: path.name for path in todo}
-    came: dict[Path, Outcome | BaseException | None] = {}
-    with Watch(names, console, finished) as watch, _stoppable(study, console) as sweep:
+    outcomes: dict[Path, Outcome | BaseException | None] = {}
+    with Watch(names, console, finished) as watch, _sweep_file(study, console) as sweep:
         here = f"++hydra.job.env_set.GOLDFISH_SWEEP={_quoted(str(sweep.resolve()))}"
         try:
-            came.update(zip(todo, launch_all([[*job, here] for job in todo.values()]), strict=True))
-        except Exception as error:  # of the launcher: a job's own never comes here
+            outcomes.update(zip(todo, launch_all([[*job, here] for job in todo.values()]), strict=True))
+        except Exception as error:  # raised by the launcher; errors of jobs are not raised here
             if sweep.exists():
                 console.print(f"the launcher failed: {error}", style="red", markup=False, highlight=False)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and any(running(path) for path in todo):
-            time.sleep(0.1)  # jobs whose launcher is gone save before they end
+            time.sleep(0.1)  # jobs whose launcher ended save before they end
         stopped = not sweep.exists()
     if stopped:
         raise KeyboardInterrupt
-    unfinished = {path: _state(path, before[path], came.get(path)) for path in todo if not RunDirectory(path).finished}
+    left = [path for path in todo if not RunDirectory(path).finished]
+    unfinished = {path: _state(path, before[path], outcomes.get(path)) for path in left}
     for path, (state, reason) in unfinished.items():
         if reason and path not in watch.failures_shown:
             text = f"\n{state}: {path}\n{reason}"
@@ -100,7 +101,7 @@ def launch_missing(runs: dict[Path, list[str]], launch_all: Launcher, console: C
 
 
 def conclude(run_dirs: Sequence[Path], unfinished: dict[Path, str], console: Console) -> int:
-    """Write the study's report, name what did not finish, say how to go on; return the exit code."""
+    """Write the study's report, print unfinished runs and the command that continues; return the exit code."""
     finished = [path for path in run_dirs if RunDirectory(path).finished]
     if finished:
         _report(finished, finished[0].parent, console)
@@ -113,22 +114,22 @@ def conclude(run_dirs: Sequence[Path], unfinished: dict[Path, str], console: Con
     return 1 if unfinished else 0
 
 
-def _state(path: Path, before: dict[str, Any], came: Outcome | BaseException | None) -> tuple[str, str]:
-    """State and reason of a run that did not finish."""
+def _state(path: Path, before: dict[str, Any], outcome: Outcome | BaseException | None) -> tuple[str, str]:
+    """Return the state of a run that did not finish, and the reason."""
     progress = RunDirectory(path).progress()
     if progress != before and progress["state"] in ENDED:
         return progress["state"], str(progress.get("error", ""))
-    if isinstance(came, Outcome):
-        return came.state, came.error
-    return "lost", f"its launcher said: {came}" if came else ""
+    if isinstance(outcome, Outcome):
+        return outcome.state, outcome.error
+    return "lost", f"the launcher reported: {outcome}" if outcome else ""
 
 
 def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: type | None = None) -> None:
-    """Build every job's parts, so that a mistake in the last one is told before the first one starts (ConfigError).
+    """Build every job's configuration, and report all errors together before the first job starts (ConfigError).
 
-    `parts`: the class of a whole configuration (None: that of goldfish-train).
+    `parts`: the class of a whole configuration; None = that of goldfish-train.
     """
-    from goldfish.jobs.train import Job  # imports torch: seconds, so not before it is needed
+    from goldfish.jobs.train import Job  # imported here, because importing torch takes seconds
 
     problems: dict[str, list[str]] = {}
     taken: dict[Path, str] = {}
@@ -150,8 +151,8 @@ def check(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], parts: t
 
 
 @contextlib.contextmanager
-def _stoppable(study: Path, console: Console) -> Iterator[Path]:
-    """A file that is there for as long as jobs may start and go on; Ctrl-C and SIGTERM remove it, a second one kills."""
+def _sweep_file(study: Path, console: Console) -> Iterator[Path]:
+    """Create a file that exists while jobs may run; Ctrl-C and SIGTERM remove it. A second signal kills the process."""
     study.mkdir(parents=True, exist_ok=True)
     sweep = owned(study / "sweep")
     sweep.touch()
@@ -160,7 +161,7 @@ def _stoppable(study: Path, console: Console) -> Iterator[Path]:
         sweep.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-        console.print("stopping: running jobs save what they have (again: kills them)", highlight=False)
+        console.print("stopping: running jobs save their state (a second Ctrl-C kills them)", highlight=False)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -172,7 +173,7 @@ def _stoppable(study: Path, console: Console) -> Iterator[Path]:
 
 
 def _quoted(value: str) -> str:
-    """As Hydra's command line wants it."""
+    """Quote a value for Hydra's command line."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

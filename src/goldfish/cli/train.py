@@ -1,6 +1,6 @@
-"""goldfish-train: compose a configuration (Hydra), freeze it, run it in a process of its own.
+"""goldfish-train: compose a configuration with Hydra, freeze it, and run it in a separate process.
 
-One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) a sweep. conf/train.yaml names every setting.
+With -m, or an experiment with `hydra.mode: MULTIRUN`, it runs a sweep. conf/train.yaml lists every setting.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from goldfish.tools.terminal import Console
 
 
 def main() -> None:
-    """Entry point; see README.md for command lines.
+    """Run the command line; see README.md for examples.
 
-    With --dry-run it only says what the command would take. With --freeze it only makes the run's folder and prints it,
-    for what starts the processes itself: `torchrun ... -m goldfish.jobs.process FOLDER`, `srun python -m goldfish.jobs.process FOLDER`.
+    --dry-run: only print the sizes of the run. --freeze: only create the run's folder and print its path, for launchers
+    that start the processes themselves: torchrun or srun with `-m goldfish.jobs.process FOLDER`.
     """
     wanted: Callable[[DictConfig], Any] = task
     if "--freeze" in sys.argv:
         sys.argv.remove("--freeze")
         wanted = freeze
     if "--dry-run" in sys.argv:
-        sys.argv = [*(a for a in sys.argv if a != "--dry-run"), "hydra.run.dir=."]  # Hydra makes that folder
+        sys.argv = [*(a for a in sys.argv if a != "--dry-run"), "hydra.run.dir=."]  # otherwise Hydra creates a folder
         wanted = dry_run
     exit_with_reason(
         "goldfish-train", hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")(wanted)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def freeze(cfg: DictConfig) -> None:
-    """Freeze the configuration, checked, in the run's folder."""
+    """Check the configuration and freeze it in the run's folder."""
     from goldfish.config import build
     from goldfish.jobs.train import Job
 
@@ -58,8 +58,8 @@ def freeze(cfg: DictConfig) -> None:
 
 
 def dry_run(cfg: DictConfig) -> None:
-    """What Hydra calls in place of `task`; in place of a sweep's jobs the sweeper calls its attribute `run_sweep`."""
-    from goldfish.cli.dry_run import of_run  # imports torch: seconds, so a mistyped key is told before
+    """Print the sizes of a run. Hydra calls it instead of `task`; for a sweep its attribute `run_sweep` is called."""
+    from goldfish.cli.dry_run import of_run  # here, since torch takes seconds to import
 
     exit_with_reason("goldfish-train", lambda: of_run(plain(cfg)))
 
@@ -74,20 +74,20 @@ dry_run.run_sweep = _dry_sweep  # type: ignore[attr-defined]
 
 
 def task(cfg: DictConfig) -> Outcome:
-    """One job: what any Hydra launcher calls, wherever it runs."""
+    """Run one job. Hydra's launchers call it, on any machine."""
     config = plain(cfg)
     hydra_config = HydraConfig.get()
     overrides = [f"hydra.mode={RunMode.RUN.name}", *hydra_config.overrides.task]
     command = shlex.join(["goldfish-train", *overrides])
     if hydra_config.mode == RunMode.MULTIRUN:
-        with contextlib.chdir(hydra_config.runtime.cwd):  # a launcher's worker may be elsewhere
+        with contextlib.chdir(hydra_config.runtime.cwd):  # a launcher's worker may have another working directory
             return of_sweep(config, command)
     sys.exit(_single(config, command))
 
 
 def of_sweep(config: dict[str, Any], command: str) -> Outcome:
     run_dir = run_dir_of(config)
-    if RunDirectory(run_dir).finished:  # put back into a queue after its end
+    if RunDirectory(run_dir).finished:  # a cluster may requeue a finished job
         return Outcome(run_dir, "finished")
     sweep = Path(os.environ["GOLDFISH_SWEEP"])
     try:
@@ -97,12 +97,12 @@ def of_sweep(config: dict[str, Any], command: str) -> Outcome:
 
 
 def folder_of(config: dict[str, Any]) -> Path:
-    """The run's folder; ConfigError with all that is wrong with a configuration of which not even that can be told."""
+    """Return the run's folder; ConfigError with all problems if the configuration is too broken to name it."""
     try:
         return run_dir_of(config)
     except RunDirectoryError:
         raise
-    except Exception:  # such as a group that is no mapping: then seconds of imports do not matter
+    except Exception:  # such as a group that is not a mapping; build the configuration to report all problems
         from goldfish.config import build
 
         if "unlearning" in config:
@@ -114,7 +114,7 @@ def folder_of(config: dict[str, Any]) -> Path:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain values, interpolations resolved, without Hydra's own part."""
+    """Return the composed configuration as plain values, with interpolations resolved and without the key `hydra`."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config.pop("hydra", None)
     return dict(config)
@@ -133,7 +133,7 @@ def _single(config: dict[str, Any], command: str) -> int:
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1
-    from goldfish.report.write import collect, print_summary, summarize  # pandas: not before the job
+    from goldfish.report.write import collect, print_summary, summarize  # imports pandas, so not before the job
 
     print_summary(summarize(collect([run_dir])), None, console)
     console.print(

@@ -1,7 +1,7 @@
 """goldfish-unlearn: finetune a Llama on questions and answers, then make it forget some of them; or make a run of
 goldfish-train forget its injected documents.
 
-One run, or with -m (or an experiment that says `hydra.mode: MULTIRUN`) several. conf/unlearn.yaml names every setting.
+With -m, or an experiment with `hydra.mode: MULTIRUN`, it runs a sweep. conf/unlearn.yaml lists every setting.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from goldfish.tools.terminal import Console
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     exit_with_reason(
         "goldfish-unlearn",
         hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="unlearn")(task),
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> Outcome:
-    """One job: what any Hydra launcher calls, wherever it runs."""
+    """Run one job. Hydra's launchers call it, on any machine."""
     config = plain(cfg)
     hydra_config = HydraConfig.get()
     command = shlex.join(["goldfish-unlearn", f"hydra.mode={RunMode.RUN.name}", *hydra_config.overrides.task])
@@ -45,7 +45,7 @@ def task(cfg: DictConfig) -> Outcome:
 
 
 def run_sweep(jobs: Sequence[list[str]], configs: Sequence[dict[str, Any]], launch_all: Any) -> int:
-    """Check all jobs, run what is not finished, print and write the table; return the exit code. The sweeper calls it."""
+    """Check all jobs, run unfinished ones, print and write the table; return the exit code. The sweeper calls it."""
     from goldfish.cli.sweep import check, launch_missing
     from goldfish.jobs.unlearn import UnlearningJob
 
@@ -79,7 +79,7 @@ def _single(config: dict[str, Any], command: str) -> int:
 
 
 def _show(run_dirs: list[Path], console: Console) -> None:
-    """Print the tables of the runs, those of questions and those of documents; of several of questions also write theirs."""
+    """Print the tables of runs on questions and on documents; for several runs on questions also write theirs."""
     from goldfish.report.unlearning_table import print_table, table, write
 
     answered = [path for path in run_dirs if (path / "answers.parquet").exists()]

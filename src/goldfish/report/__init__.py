@@ -1,1 +1,1 @@
-"""The report: finished runs and evaluations -> tables, figures, one page."""
+"""The report: turn finished runs and evaluations into tables, figures and one page."""

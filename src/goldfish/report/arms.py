@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seeds are one arm: what it is called, and on which line of a figure it lies."""
+"""Group runs into arms (runs that differ only in their seeds), and name the arms and the lines of the figures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from goldfish.report.finished import Run
 from goldfish.runs.record import NOT_IDENTITY
 
-_AT_MOST = 3  # settings named to tell arms apart, where what was typed does not
+_AT_MOST = 3  # settings in a name, if the command lines do not distinguish the arms
 
 
 def kind(strategy: str, control: bool) -> str:
-    """Return what a run is drawn and named as: "control", "standard" (no mask) or its mask's strategy."""
+    """Return the kind of a run for names and figures: "control", "standard" (no mask) or its mask's strategy."""
     return "control" if control else "standard" if strategy == "none" else strategy
 
 
 def arms(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """Return of each run the name of its arm, equal for runs of equal settings but for seeds, and of its line over k."""
+    """Return the name of each run's arm (equal for runs that differ only in seeds), and of its line over k."""
     results = [run.result for run in runs]
     settings = [settings_of(run.config) for run in runs]
-    typed = [typed_of(run.environment["command"], run.config) for run in runs]
-    # The names below say the mask and its k already.
+    typed = [typed_settings(run.environment["command"], run.config) for run in runs]
+    # The names below already contain the mask and its k.
     typed = [{key: value for key, value in one.items() if key not in ("mask", "mask.k")} for one in typed]
     studies = len({result["study"] for result in results}) > 1
     where = [f"{result['study']}/" if studies else "" for result in results]
@@ -32,35 +32,35 @@ def arms(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         place + str(run.config.get("name") or result["arm"] or kind(result["strategy"], result["control"]) + _k(result))
         for place, run, result in zip(where, runs, results, strict=True)
     ]
-    # A line goes through arms of different k, whatever else changes with k, unless a k occurs twice on it.
+    # A line connects arms of different k, even if other settings change with k. A k that occurs twice splits it.
     without_k = [{key: value for key, value in one.items() if key != "mask.k"} for one in settings]
     seen: dict[tuple[str, int | None], dict[str, None]] = {}
     for line, result, rest in zip(lines, results, without_k, strict=True):
         seen.setdefault((line, result["k"]), {})[json.dumps(rest)] = None
     twice = {line for (line, _), rests in seen.items() if len(rests) > 1}
     rests = [rest if line in twice else {} for line, rest in zip(lines, without_k, strict=True)]
-    return told_apart(names, settings, typed), told_apart(lines, rests, typed)
+    return distinct_names(names, settings, typed), distinct_names(lines, rests, typed)
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a configuration as dotted keys, without seeds and what does not change what is computed.
+    """Return a configuration as dotted keys, without seeds and keys that do not change the results.
 
-    A run that begins from another names its folder: standard-seed0 is of seed 0 what standard-seed1 is of seed 1.
+    The seed is removed from names of folders too: a run may start from the folder standard-seed0 of another run.
     """
     own = f"seed{config.get('seed')}"
-    found = {key: value for key, value in computing(config).items() if key.rpartition(".")[2] != "seed"}
+    found = {key: value for key, value in result_settings(config).items() if key.rpartition(".")[2] != "seed"}
     return {key: value.replace(own, "seed") for key, value in found.items()}
 
 
-def typed_of(command: Any, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that a run's command names, but for seeds and what does not change what is computed.
+def typed_settings(command: Any, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings in a run's command, without seeds and keys that do not change the results.
 
-    A group's choice is one of them: strategy=ddp_cpu. Empty if the command names none, as that of `torchrun` does.
+    The choice of a group is a setting (strategy=ddp_cpu). Empty if the command has none, like one of `torchrun`.
     """
     own, found = f"seed{config.get('seed')}", {}
     try:
         arguments = shlex.split(str(command))[1:]
-    except ValueError:  # quotes that do not match: not a command of ours
+    except ValueError:  # unbalanced quotes: not a command of goldfish
         return {}
     for argument in arguments:
         key, is_setting, value = argument.lstrip("+").partition("=")
@@ -71,18 +71,18 @@ def typed_of(command: Any, config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def computing(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the dotted keys of a configuration that decide what is computed."""
+def result_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the dotted keys and values of a configuration that determine the results."""
     flat = dict(flatten(config))
     return {k: v for k, v in flat.items() if k.partition(".")[0] not in NOT_IDENTITY and k != "data.cache_dir"}
 
 
-def told_apart(
+def distinct_names(
     names: Sequence[str], settings: Sequence[Mapping[str, str]], typed: Sequence[Mapping[str, str]] | None = None
 ) -> list[str]:
-    """Return `names`; one that several settings share is followed by what was `typed` differently for them.
+    """Return `names`; a name that different settings share is extended by the `typed` settings that differ.
 
-    Where nothing of that is known, or it does not tell them apart, by the values in which the settings differ.
+    If `typed` is None or does not distinguish them, it is extended by the values that differ in `settings`.
     """
     found = list(names)
     for name in dict.fromkeys(names):
@@ -90,7 +90,7 @@ def told_apart(
         own = [settings[place] for place in places]
         texts = [name] * len(places)
         if typed is not None:
-            # Of equal settings what was typed first: one may have typed what is another's default.
+            # Equal settings share the first command: a command may spell out what is a default in another.
             first = [typed[places[own.index(one)]] for one in own]
             keys = list(differences(first))
             texts = [" ".join([name, *(_setting(key, one[key]) for key in keys if key in one)]) for one in first]
@@ -100,13 +100,13 @@ def told_apart(
         taken: dict[str, Mapping[str, str]] = {}
         for place, text in zip(places, texts, strict=True):
             while taken.setdefault(text, settings[place]) != settings[place]:
-                text += "'"  # they differ in more than is named
+                text += "'"  # they differ in settings that are not named
             found[place] = text
     return found
 
 
 def differences(configs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Return the values, in the order of `configs`, of each key that is not the same in all of them."""
+    """Return each key whose value is not the same in all `configs`, with its values in their order."""
     keys = dict.fromkeys(key for config in configs for key in config)
     table = {key: [config.get(key, "—") for config in configs] for key in keys}
     return {key: values for key, values in table.items() if len(set(values)) > 1}

@@ -1,4 +1,4 @@
-"""One figure of what a configuration would train on: lengths of documents, and when exposures happen."""
+"""The figure of goldfish-data: the lengths of documents, and when exposures happen."""
 
 import numpy as np
 from matplotlib.figure import Figure

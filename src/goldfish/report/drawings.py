@@ -1,6 +1,6 @@
-"""The figures of a comparison: what was memorized at which k and at what cost, and how its documents were spread.
+"""Draw the figures of a comparison: memorization against k and validation loss, and histograms of RougeL.
 
-Input is tables, never files, so the same tables give the same bytes.
+The input is tables, never files, so the same tables give the same bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NAMES = (
 
 
 def draw(tables: Tables) -> dict[str, Drawing]:
-    """Return the figures by name (of NAMES), leaving out those whose data are missing."""
+    """Return the figures by their names (NAMES), without those whose data are missing."""
     with style():
         figures = (
             memorization_against_k(tables.arms, tables.runs),
@@ -68,7 +68,7 @@ def draw(tables: Tables) -> dict[str, Drawing]:
 
 
 def memorization_against_k(arms: pd.DataFrame, runs: pd.DataFrame) -> Figure | None:
-    """Draw exact match and RougeL over log k, arms that drop nothing at the right end; None when no arm has a k."""
+    """Draw exact match and RougeL over log k, with arms without a mask at the right end; None if no arm has a k."""
     trained, control = arms[~arms["control"]], arms[arms["control"]]
     if trained["k"].isna().all():
         return None
@@ -87,7 +87,7 @@ def memorization_against_k(arms: pd.DataFrame, runs: pd.DataFrame) -> Figure | N
         for index, (name, color, face, marker, line, series) in enumerate(_lines(trained)):
             masked = series["strategy"].iloc[0]
             others = max(0, index - unmasked)
-            x = series["x"] + 0.1 * ((others + 1) // 2) * (-1) ** (others + 1)  # equal values stay visible
+            x = series["x"] + 0.1 * ((others + 1) // 2) * (-1) ** (others + 1)  # so that equal values stay visible
             look_of: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line, "markerfacecolor": face}
             axes.plot(x, series[metric], markersize=7, label=short(name), **look_of)
             whiskers(axes, x, series[metric], series[f"{metric}_low"], series[f"{metric}_high"], color)
@@ -117,7 +117,7 @@ def memorization_against_k(arms: pd.DataFrame, runs: pd.DataFrame) -> Figure | N
 
 
 def memorization_against_validation_loss(arms: pd.DataFrame, runs: pd.DataFrame) -> Figure | None:
-    """Draw mean RougeL over validation loss in nats/token, an arm a labelled point; None when no arm has both."""
+    """Draw mean RougeL over validation loss (nats/token), a labelled point for each arm; None if no arm has both."""
     frame = arms[np.isfinite(arms["val_loss"]) & np.isfinite(arms["rouge_l"])]
     if frame.empty:
         return None
@@ -143,7 +143,7 @@ def memorization_against_validation_loss(arms: pd.DataFrame, runs: pd.DataFrame)
 
 
 def rouge_l_histograms(tables: Tables) -> Figure | None:
-    """Draw each arm's RougeL histogram, seeds pooled, over the outline of its reference; None without scores."""
+    """Draw each arm's histogram of RougeL (seeds pooled) and the outline of its reference's; None without scores."""
     runs = list(tables.labels.values())
     scores = {
         arm: [
@@ -185,7 +185,7 @@ def _reference(run: Run, runs: Sequence[Run]) -> list[float]:
 
 
 def _lines(arms: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str, pd.DataFrame]]:
-    """Yield name, colour, filling, marker, line style and arms (by x) of each line; those of one strategy differ in style."""
+    """Yield name, colour, filling, marker, line style and arms (by x) of each line; styles differ within a strategy."""
     for strategy, rows in arms.groupby("strategy", sort=False):
         color, marker, line = look(kind(str(strategy), False))
         lines = list(rows.groupby("line", sort=False))

@@ -1,4 +1,4 @@
-"""Three figures of what an evaluation measured: sweeps over ways to extract, membership inference, divergence."""
+"""Draw three figures of evaluations: sweeps over extraction settings, membership inference and divergence."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _AXES = {
     "decoding": "decoding",
     "bos": "separator before the prompt",
 }
-_WORDS = ("decoding", "bos")  # whose values are no numbers
+_WORDS = ("decoding", "bos")  # the settings whose values are not numbers
 _METRICS = {"exact_match": "exact match (share)", "rouge_l": "RougeL (0 to 1)"}
-_LINES = 9  # the looks there are
+_LINES = 9  # the number of different looks
 
 
 def extraction_sweeps(extraction: pd.DataFrame) -> Figure | None:
-    """Draw exact match and RougeL over each of the values that was swept; None when none was.
+    """Draw exact match and RougeL over each setting that was swept; None if none was.
 
-    Where several were, each is drawn at the first value of the others.
+    If several were swept, each is drawn at the first value of the others.
     """
     swept = {key: lines for key in SETTING if (lines := list(_swept(extraction, key)))}
     if not swept:
@@ -64,7 +64,7 @@ def extraction_sweeps(extraction: pd.DataFrame) -> Figure | None:
 
 
 def membership_inference(membership: pd.DataFrame) -> Figure | None:
-    """Draw AUC and true positive rate at 1 % false positives of each arm and score; None when nothing was scored."""
+    """Draw AUC and true positive rate at 1 % false positives of each arm and score; None without scores."""
     if membership.empty:
         return None
     arms, scores = list(dict.fromkeys(membership["arm"])), list(dict.fromkeys(membership["score"]))
@@ -91,7 +91,7 @@ def membership_inference(membership: pd.DataFrame) -> Figure | None:
 
 
 def divergence(table: pd.DataFrame) -> Figure | None:
-    """Draw how often the first wrong token sits on a dropped position, beside chance; None when nothing is known."""
+    """Draw the share of first wrong tokens that are at dropped positions, and chance; None if `table` is empty."""
     if table.empty:
         return None
     shown = table[:MOST]

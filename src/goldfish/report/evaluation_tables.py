@@ -1,4 +1,4 @@
-"""Tables of what evaluations measured: membership inference, divergence, utility, sweeps over ways to extract."""
+"""Build the tables of evaluations: membership inference, divergence, utility, sweeps over extraction settings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 import pandas as pd
 
-from goldfish.report.arms import flatten, told_apart
+from goldfish.report.arms import distinct_names, flatten
 from goldfish.report.finished import SETTING, Evaluation, Run
 from goldfish.report.intervals import Estimate, columns_of, combine, estimate_of
 
-# Of the scores of membership inference those that are shown, as far as a run has them.
+# The scores of membership inference that are shown if a run has them.
 SCORES = ("loss", "zlib", "lowercase", "min_k_20", "min_kpp_20", "reference")
-# What decides the continuations of a way to decode, beside documents, edits and the values of a setting.
+# The configuration keys that change the continuations of a decoding, besides documents, edits and the setting.
 _SAMPLE, _MEMFREE = (
     ("samples", "temperature", "top_k", "top_p", "seed"),
     ("memfree.ngram", "memfree.min_count", "memfree.path"),
 )
-_ASKED_OF = {"sample": _SAMPLE, "beam": ("beams",), "memfree": _MEMFREE}
-_ASKED_OF |= {"defended": ("defence",), "defended_sample": (*_SAMPLE, "defence"), "defended_beam": ("beams", "defence")}
-_ASKED_OF |= {"memfree_sample": (*_SAMPLE, *_MEMFREE), "memfree_beam": ("beams", *_MEMFREE)}
+_KEYS_OF = {"sample": _SAMPLE, "beam": ("beams",), "memfree": _MEMFREE}
+_KEYS_OF |= {"defended": ("defence",), "defended_sample": (*_SAMPLE, "defence"), "defended_beam": ("beams", "defence")}
+_KEYS_OF |= {"memfree_sample": (*_SAMPLE, *_MEMFREE), "memfree_beam": ("beams", *_MEMFREE)}
 
 
 def membership(of: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
-    """Return AUC and true positive rate at 1 % false positives, a row an arm and score."""
+    """Return AUC and true positive rate at 1 % false positives, one row for each arm and score."""
     rows = []
     for arm, runs in of.items():
         found = [run.summary.get("membership", {}) for run in runs]
@@ -42,10 +42,10 @@ def membership(of: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
 
 
 def divergence(of: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
-    """Return the share of first wrong tokens on dropped positions beside chance, a row an arm whose mask reads the text."""
+    """Return share of first wrong tokens at dropped positions and chance, a row for each arm with a mask by content."""
     rows = []
     for arm, runs in of.items():
-        # What a mask by position drops depends on where a document landed, which extraction does not know.
+        # A mask by position drops tokens by their place in the training row, which extraction does not know.
         texts = [run for run in runs if run.summary and run.result["strategy"] not in ("none", "static", "random")]
         found = [run.summary["settings"][0].get("injected", {}).get("divergence", {}) for run in texts]
         found = [one for one in found if one.get("chance")]
@@ -58,8 +58,7 @@ def divergence(of: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
 
 
 def of_sources(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluation]) -> list[tuple[str, str, Evaluation]]:
-    """Return with each evaluation its source (an arm, else a model's name) and the folder of the run or model, in the order
-    of the arms."""
+    """Return (source: an arm or a model's name, folder of the run or model, evaluation), in the order of the arms."""
     arm_of = {run.dir.resolve(): arm for arm, runs in of.items() for run in runs}
     folders = {folder.name: folder for folder in arm_of}
     found = []
@@ -72,7 +71,7 @@ def of_sources(of: Mapping[str, Sequence[Run]], evaluations: Sequence[Evaluation
 
 
 def utility(evaluated: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
-    """Return a row an arm (or model) and a column for each of `_measures` that any has; `seeds`, how many runs at most."""
+    """Return a row for each arm (or model), a column for each of `_measures`, and `seeds`, the number of runs."""
     found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for source, owner, one in evaluated:
         if measures := _measures(one.summary):
@@ -89,7 +88,7 @@ def utility(evaluated: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Return what goldfish-eval measured beside extraction: likeness and MAUVE of the first setting, loss, benchmarks."""
+    """Return the results besides extraction: similarity and MAUVE of the first setting, loss, benchmarks."""
     found: dict[str, Estimate] = {}
     first: dict[str, Any] = summary["settings"][0] if summary["settings"] else {}
     for split in ("injected", "never_seen"):
@@ -110,15 +109,15 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def extraction(of: Mapping[str, Sequence[Run]], evaluated: Sequence[tuple[str, str, Evaluation]]) -> pd.DataFrame:
-    """Return exact match and RougeL of each way to extract, a row an arm (or model), setting and split.
+    """Return exact match and RougeL, one row for each arm (or model), extraction setting and split.
 
-    Of runs that were evaluated by one setting only there is no row: the summary has it. `main`: the setting stood first.
+    Runs with a single setting have no row, because the summary shows it. `main`: whether the setting was the first.
     """
     parts: list[tuple[str, str, dict[str, str], list[dict[str, Any]]]] = []
     for arm, runs in of.items():
         swept = [run for run in runs if len(run.summary.get("settings", [])) > 1]
-        parts += [(arm, str(run.dir.resolve()), _asked(run.config), run.summary["settings"]) for run in swept]
-    parts += [(source, owner, _asked(one.config), one.summary["settings"]) for source, owner, one in evaluated]
+        parts += [(arm, str(run.dir.resolve()), _settings_of(run.config), run.summary["settings"]) for run in swept]
+    parts += [(source, owner, _settings_of(one.config), one.summary["settings"]) for source, owner, one in evaluated]
     parts.sort(key=lambda part: list(of).index(part[0]) if part[0] in of else len(of))
     names = _sources(parts)
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
@@ -129,7 +128,7 @@ def extraction(of: Mapping[str, Sequence[Run]], evaluated: Sequence[tuple[str, s
                 if split in setting:
                     key = names[place, number], *(setting[part] for part in SETTING), split
                     measured = {**setting[split], "too_short": setting.get("too_short", 0)}
-                    found.setdefault(key, {})[owner_name] = measured  # evaluated twice counts once
+                    found.setdefault(key, {})[owner_name] = measured  # an evaluation that was repeated counts once
                     if number == 0:
                         main.add(key)
     rows = []
@@ -147,27 +146,27 @@ def extraction(of: Mapping[str, Sequence[Run]], evaluated: Sequence[tuple[str, s
 
 
 def _sources(parts: Sequence[tuple[str, str, dict[str, str], list[dict[str, Any]]]]) -> dict[tuple[int, int], str]:
-    """Return the name of each part's each setting: its source, told apart by what else was asked that matters to it."""
+    """Return the name of each part's settings: its source, extended by the configuration keys that distinguish them."""
     names: dict[tuple[int, int], str] = {}
     for decoding in {setting["decoding"] for *_, settings in parts for setting in settings}:
         for edited in (False, True):
-            keys = ("documents", *_ASKED_OF.get(decoding, ()), *(("edit_kinds", "seed") if edited else ()))
+            keys = ("documents", *_KEYS_OF.get(decoding, ()), *(("edit_kinds", "seed") if edited else ()))
             alike = [
                 (
                     place,
                     number,
                     source,
-                    {key: value for key, value in asked.items() if {key, key.partition(".")[0]} & {*keys}},
+                    {key: value for key, value in chosen.items() if {key, key.partition(".")[0]} & {*keys}},
                 )
-                for place, (source, _, asked, settings) in enumerate(parts)
+                for place, (source, _, chosen, settings) in enumerate(parts)
                 for number, setting in enumerate(settings)
                 if (setting["decoding"], setting["edit_rate"] > 0) == (decoding, edited)
             ]
-            told = told_apart([source for _, _, source, _ in alike], [asked for *_, asked in alike])
-            names |= {(place, number): name for (place, number, *_), name in zip(alike, told, strict=True)}
+            distinct = distinct_names([source for _, _, source, _ in alike], [chosen for *_, chosen in alike])
+            names |= {(place, number): name for (place, number, *_), name in zip(alike, distinct, strict=True)}
     return names
 
 
-def _asked(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what an evaluation was asked beside the values that its rows name; see conf/eval.yaml."""
+def _settings_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return an evaluation's configuration as dotted keys, without the prefix `evaluation.`; see conf/eval.yaml."""
     return {key.removeprefix("evaluation."): value for key, value in flatten(config)}

@@ -1,4 +1,4 @@
-"""What a reader must know before the numbers: the verdict, reasons for care, and what differed between the arms."""
+"""Write the text above the tables: the verdict, the warnings, and the differences between the arms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from goldfish.report.arms import computing, differences
+from goldfish.report.arms import differences, result_settings
 from goldfish.report.finished import Run
 from goldfish.report.intervals import combine
 from goldfish.report.tables import Tables
@@ -23,7 +23,7 @@ _ENOUGH_SEEDS = 3
 
 
 def compared(tables: Tables) -> str:
-    """Return one line on what was compared: runs, arms, seeds, documents, exposures, tokens."""
+    """Return one line about the compared runs: runs, arms, seeds, documents, exposures, tokens."""
     runs = list(tables.labels.values())
     seeds = tables.arms["seeds"]
     trained = [run for run in runs if not run.result["control"]] or runs
@@ -40,7 +40,7 @@ def compared(tables: Tables) -> str:
 
 
 def verdicts(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
-    """Yield a sentence a study, seeds pooled: the standard loss against its first mask at the k nearest to 4."""
+    """Yield one sentence for each study, seeds pooled: the standard loss and the first mask at the k nearest to 4."""
     for study, rows in frame.groupby("study", sort=False):
         standard = rows[~rows["control"] & (rows["strategy"] == "none")]
         masked = rows[~rows["control"] & (rows["strategy"] != "none")]
@@ -58,7 +58,7 @@ def verdicts(frame: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[str]:
 
 
 def warnings(tables: Tables) -> Iterator[tuple[str, str]]:
-    """Yield each reason to read the numbers with care: in a few words, and as a sentence."""
+    """Yield each reason to interpret the numbers with care: in a few words, and as a sentence."""
     frame, runs = tables.runs, tables.labels
     trained = frame[~frame["control"]]
     if missing := list(trained.index[trained["control_rouge_l"].isna()]):
@@ -67,7 +67,7 @@ def warnings(tables: Tables) -> Iterator[tuple[str, str]]:
     if few := [f"{name} ({count})" for name, count in seeds.items() if count < _ENOUGH_SEEDS]:
         yield "few seeds", f"Fewer than {_ENOUGH_SEEDS} seeds, so differences may be chance: {_list(few)}."
     if repeated := list(frame.index[frame["repeated"]]):
-        yield "repeated runs", f"The same configuration and seed is there twice and counts once: {_list(repeated)}."
+        yield "repeated runs", f"Left out, same configuration and seed as another run: {_list(repeated)}."
     low, high = frame["input_tokens"].min(), frame["input_tokens"].max()
     if low < high and frame["supervised_tokens"].min() < 0.99 * frame["supervised_tokens"].max():
         yield "unequal budgets", f"Runs were trained on unequal numbers of input tokens, {low:,} to {high:,}."
@@ -92,18 +92,18 @@ def warnings(tables: Tables) -> Iterator[tuple[str, str]]:
 
 
 def config_differences(of: Mapping[str, Sequence[Run]]) -> dict[str, list[str]]:
-    """Return the values, an arm each, of every dotted key of the frozen configurations that is not the same in all.
+    """Return each dotted key of the configurations that differs between arms, with its value in each arm.
 
-    Where an arm has several seeds, keys named seed are left out.
+    If an arm has several seeds, keys named seed are left out.
     """
-    configs = [computing(runs[0].config) for runs in of.values()]
+    configs = [result_settings(runs[0].config) for runs in of.values()]
     several = any(len(runs) > 1 for runs in of.values())
     table = differences(configs)
     return {key: values for key, values in table.items() if not (several and key.rpartition(".")[2] == "seed")}
 
 
 def environments(runs: Mapping[str, Run]) -> list[tuple[list[str], dict[str, Any]]]:
-    """Return each distinct environment, command and start time left aside, with the labels of the runs that had it."""
+    """Return the distinct environments, ignoring command and start time, with the labels of their runs."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for label, run in runs.items():
         key = json.dumps({**run.environment, "command": None, "started": None}, sort_keys=True)

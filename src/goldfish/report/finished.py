@@ -1,4 +1,4 @@
-"""Finished runs and evaluations, read and checked: every problem in every file is reported at once."""
+"""Read and check finished runs and evaluations. All problems in all files are reported together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SETTING: dict[str, tuple[type, ...]] = {
     "edit_rate": (int, float),
     **dict.fromkeys(("decoding", "bos"), (str,)),
 }
-_NEWER = {"bos": "document"}  # of a setting that was evaluated before there was the key
+_DEFAULTS = {"bos": "document"}  # the value in evaluations that were written before this key existed
 _SUMMARY: dict[str, tuple[type, ...]] = {"settings": (list,), "membership": (dict,)}
 _SPLIT: dict[str, tuple[type, ...]] = {
     "documents": (int,),
@@ -54,12 +54,12 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
 }
 
 
-SETTING = tuple(_SETTING)  # the values of a way to extract
+SETTING = tuple(_SETTING)  # the keys of an extraction setting
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left in `dir`: result, config, environment, a dict a document, logged metrics by step.
+    """The files of a finished run in `dir`: result, config, environment, a dict for each document, metrics by step.
 
     `summary` (intervals, membership inference) and `exposures` (document, step) are empty where the files are missing.
     """
@@ -80,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What goldfish-eval left in `dir`: its configuration and its summary.json."""
+    """The files of a finished evaluation in `dir`: its configuration and its summary.json."""
 
     dir: Path
     config: dict[str, Any]
@@ -88,15 +88,15 @@ class Evaluation:
 
 
 def collect(paths: Sequence[Path], may_be_none: bool = False, damaged: list[str] | None = None) -> list[Run]:
-    """Return every finished run at or below `paths`; raises ValueError if there is none and should be, or if any is malformed.
+    """Return every finished run at or below `paths`; ValueError if one is malformed or there is none.
 
-    `damaged`: malformed ones are left out instead, and what is wrong with them is added to this list.
+    `damaged`: if given, malformed runs are left out, and their problems are added to this list.
     """
     folders = {
         os.path.realpath(file.parent): file.parent
         for path in paths
         for file in path.rglob("result.json")
-        if not (file.parent / "answers.parquet").exists()  # goldfish-unlearn's, which prints its own table
+        if not (file.parent / "answers.parquet").exists()  # goldfish-unlearn prints a table of its own for these
     }
     if not folders and not may_be_none:
         message = ["no finished run (a folder in which training wrote result.json, its last file) at or below:"]
@@ -104,11 +104,11 @@ def collect(paths: Sequence[Path], may_be_none: bool = False, damaged: list[str]
         if waiting := unfinished(paths):
             message += ["unfinished (config.yaml, but no result.json):", *(f"  {folder}" for folder in waiting)]
         raise ValueError("\n".join(message))
-    return _whole((folder for _, folder in sorted(folders.items())), _read, "runs", damaged)
+    return _read_all((folder for _, folder in sorted(folders.items())), _read, "runs", damaged)
 
 
-def _whole(folders: Iterable[Path], read: Callable[..., Any], kind: str, damaged: list[str] | None) -> list[Any]:
-    """Return what `read(folder, problems)` makes of those folders in which it finds no problem."""
+def _read_all(folders: Iterable[Path], read: Callable[..., Any], kind: str, damaged: list[str] | None) -> list[Any]:
+    """Return the results of `read(folder, problems)` for the folders in which it finds no problem."""
     found, problems = [], []
     for folder in folders:
         own: list[str] = []
@@ -124,17 +124,17 @@ def _whole(folders: Iterable[Path], read: Callable[..., Any], kind: str, damaged
 
 
 def unfinished(paths: Sequence[Path]) -> list[Path]:
-    """Return the folders at or below `paths` of runs and evaluations that began (config.yaml) and did not end."""
-    # Hydra keeps a config.yaml of its own in <job>/.hydra, which is no run.
+    """Return the folders at or below `paths` of runs and evaluations that started (config.yaml) but did not finish."""
+    # Hydra writes a config.yaml of its own into <job>/.hydra, which is not a run.
     configs = {file.parent for path in paths for file in path.rglob("config.yaml") if file.parent.name != ".hydra"}
     return sorted(folder for folder in configs if not (folder / "result.json").exists() and not _evaluated(folder))
 
 
 def evaluations(paths: Sequence[Path], damaged: list[str] | None = None) -> list[Evaluation]:
-    """Return every finished goldfish-eval at or below `paths`; malformed ones as of `collect`."""
+    """Return every finished evaluation at or below `paths`; `damaged` is that of `collect`."""
     folders = {os.path.realpath(file.parent): file.parent for path in paths for file in path.rglob("summary.json")}
     ended = (folder for _, folder in sorted(folders.items()) if _evaluated(folder))
-    return _whole(ended, _read_evaluation, "evaluations", damaged)
+    return _read_all(ended, _read_evaluation, "evaluations", damaged)
 
 
 def _read_evaluation(folder: Path, problems: list[str]) -> Evaluation:
@@ -143,14 +143,14 @@ def _read_evaluation(folder: Path, problems: list[str]) -> Evaluation:
 
 
 def _evaluated(folder: Path) -> bool:
-    """Whether goldfish-eval finished here; a run's summary.json stands beside its model."""
+    """Return whether `folder` is a finished evaluation: it has summary.json, but not a run's result.json or model."""
     return (
         (folder / "summary.json").exists() and not (folder / "result.json").exists() and not (folder / "model").exists()
     )
 
 
 def _read(folder: Path, problems: list[str]) -> Run:
-    """Return the run in `folder`, adding what is wrong with its files to `problems`."""
+    """Return the run in `folder`; problems of its files are added to `problems`."""
 
     load = _loader(folder, problems)
     result = load("result.json", parse_json, _RESULT)
@@ -169,19 +169,19 @@ def _read(folder: Path, problems: list[str]) -> Run:
 
 
 def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
-    """Return what reads a file of `folder`, checks its keys, and adds what is wrong to `problems`."""
+    """Return a function that reads a file of `folder`, checks its keys, and adds its problems to `problems`."""
 
     def load(name: str, parse: Callable[[Any, str], Any], keys: dict[str, tuple[type, ...]] | None = None) -> Any:
         file = folder / name
         try:
             rows = name.endswith(".parquet")
             value = parse(file.read_bytes() if rows else read_text(file), str(file))
-        except (ValueError, OSError) as error:  # FileError, and what pandas says of CSV
-            told = str(error) if str(error).startswith(str(file)) else f"{file}: cannot be read: {error}"
-            problems.append(told if os.path.lexists(file) else f"{file}: is missing, though the run is finished")
+        except (ValueError, OSError) as error:  # FileError, and errors of pandas about CSV
+            problem = str(error) if str(error).startswith(str(file)) else f"{file}: cannot be read: {error}"
+            problems.append(problem if os.path.lexists(file) else f"{file}: is missing, though the run is finished")
             return None
         if not rows:
-            value = _shown(value)
+            value = _escaped(value)
         if keys is not None:
             for number, item in enumerate(value if rows else [value], start=1):
                 problems.extend(f"{file}{f', row {number}' * rows}: {problem}" for problem in _problems(item, keys))
@@ -190,12 +190,12 @@ def _loader(folder: Path, problems: list[str]) -> Callable[..., Any]:
     return load
 
 
-def _shown(value: Any) -> Any:
-    """Return the value with every text in it safe to show: a name with control characters would spoil an SVG, too."""
+def _escaped(value: Any) -> Any:
+    """Return the value with all its texts escaped, since control characters would break a terminal or an SVG."""
     if isinstance(value, dict):
-        return {_shown(key): _shown(part) for key, part in value.items()}
+        return {_escaped(key): _escaped(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_shown(part) for part in value]
+        return [_escaped(part) for part in value]
     return safe(value) if isinstance(value, str) else value
 
 
@@ -203,7 +203,7 @@ def _summary(folder: Path, load: Callable[..., Any], problems: list[str]) -> dic
     if not (folder / "summary.json").exists():
         return {}
     summary: dict[str, Any] = load("summary.json", _read_summary, _SUMMARY)
-    problems.extend(_in_settings(folder / "summary.json", summary))
+    problems.extend(_setting_problems(folder / "summary.json", summary))
     return summary
 
 
@@ -211,12 +211,12 @@ def _read_summary(text: str, where: str) -> Any:
     summary = parse_json(text, where)
     settings = summary.get("settings") if isinstance(summary, dict) else None
     if isinstance(settings, list):
-        summary["settings"] = [_NEWER | setting if isinstance(setting, dict) else setting for setting in settings]
+        summary["settings"] = [_DEFAULTS | setting if isinstance(setting, dict) else setting for setting in settings]
     return summary
 
 
-def _in_settings(file: Path, summary: Any) -> Iterator[str]:
-    """Yield what is wrong with the settings of a summary.json and with their splits."""
+def _setting_problems(file: Path, summary: Any) -> Iterator[str]:
+    """Yield the problems of the settings of a summary.json and of their splits."""
     settings = summary.get("settings") if isinstance(summary, dict) else None
     for number, setting in enumerate(settings if isinstance(settings, list) else (), start=1):
         keys: dict[str, tuple[type, ...]] = dict(_SETTING)
@@ -231,7 +231,7 @@ def _exposures(text: str, name: str) -> pd.DataFrame:
 
 
 def _main_setting(rows: list[dict[str, Any]] | None) -> Any:
-    """Of a sweep over ways to extract only the first: what the tables tell of."""
+    """Return the rows of the first extraction setting, which is the one in the tables."""
     if not rows:
         return rows
     first = {key: rows[0].get(key) for key in _SETTING}
@@ -243,7 +243,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
 
 
 def _problems(value: Any, keys: dict[str, tuple[type, ...]]) -> list[str]:
-    """Return what keeps `value` from being an object with these dotted keys of these types."""
+    """Return why `value` is not an object with these dotted keys and types; empty if it is one."""
     if not isinstance(value, dict):
         return [f"is {type(value).__name__}, expected an object"]
     problems = []
@@ -255,7 +255,7 @@ def _problems(value: Any, keys: dict[str, tuple[type, ...]]) -> list[str]:
                 break
             node = node[key]
         else:
-            # True is an int to Python, and no number to us.
+            # In Python True is an int, but here it is not a number.
             if not isinstance(node, kinds) or (isinstance(node, bool) and not {bool, object} & set(kinds)):
                 names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
                 problems.append(f"key '{path}' is {node!r}, expected {names}")

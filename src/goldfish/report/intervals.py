@@ -1,4 +1,4 @@
-"""Means over seeds with their 95 % intervals: what all tables of the report are made of."""
+"""Means over seeds with their 95 % intervals, for all tables of the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-Estimate = tuple[float, float, float]  # mean, low, high; the ends nan where unknown
+Estimate = tuple[float, float, float]  # mean, low, high; low and high are nan if unknown
 
 
 def combine(estimates: Iterable[Estimate], bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """Return the mean over seeds and Student's t interval of 95 %, within `bounds`; of a single seed its own interval."""
+    """Return the mean over seeds and its 95 % interval (Student's t) within `bounds`; a single seed keeps its own."""
     known = [estimate for estimate in estimates if math.isfinite(estimate[0])]
     if len(known) < 2:
         return known[0] if known else (math.nan, math.nan, math.nan)
@@ -24,7 +24,7 @@ def combine(estimates: Iterable[Estimate], bounds: tuple[float, float] = (0.0, 1
 
 
 def mean_text(values: Iterable[float]) -> str:
-    """Return the mean over seeds with its reach, as in "0.335 ± 0.034"; only the mean where seeds agree; "" without any."""
+    """Return mean and half interval over seeds as "0.335 ± 0.034"; only the mean if seeds are equal; "" if empty."""
     mean, _, high = combine([(value, math.nan, math.nan) for value in values], (-math.inf, math.inf))
     if math.isnan(mean):
         return ""

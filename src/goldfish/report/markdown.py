@@ -1,4 +1,4 @@
-"""What an experiment shows: the figure, and the Markdown table of its README, made again from numbers."""
+"""Write an experiment's figure and the Markdown table of its README from its numbers."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,11 +14,11 @@ def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def put_markdown(path: Path, table: str) -> None:
-    """Put a table in the place of the first whose heading begins with the same column; ValueError if there is none."""
+    """Replace the first table in `path` that begins with the same column; ValueError if there is none."""
     first = table[: table.index("|", 2) + 1]
     text, found = re.subn(rf"(?m)^{re.escape(first)}.*\n(?:\|.*\n)*", lambda _: table, path.read_text("utf-8"), count=1)
     if not found:
-        raise ValueError(f"{path}: has no table that begins with {first}")
+        raise ValueError(f"{path}: has no table that begins with {first}; add its heading line to the file")
     write_atomically(path, text)
 
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing from outside and may fetch nothing."""
+"""The page: one self-contained HTML file, which is not allowed to load anything."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from goldfish.report.figures import Drawing
 from goldfish.report.tables import Tables, added_metrics
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_DOCUMENT_BYTES = 3_000_000  # of all runs' documents: what a browser opens without a thought
+_DOCUMENT_BYTES = 3_000_000  # of all runs' documents together, so that the page opens quickly
 _PREFIX_CHARACTERS = 400
-# Heading and format of the columns that people look at.
+# Heading and format of the columns that are shown.
 _SHOWN = {
     "seeds": ("seeds", "{}"),
     "k": ("k", "{}"),
@@ -47,7 +47,7 @@ def render(tables: Tables, drawings: Mapping[str, Drawing], title: str) -> str:
     """Return the page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,  # names, configs and generated text may be anyone's
+        autoescape=True,  # names, configurations and generated text are not trusted
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,7 +82,7 @@ def render(tables: Tables, drawings: Mapping[str, Drawing], title: str) -> str:
 
 
 def _summary(tables: Tables) -> dict[str, Any]:
-    """Return headings, and of each arm its row and, if it has several seeds, theirs."""
+    """Return the headings, and for each arm its row, followed by the rows of its seeds if it has several."""
     arms, runs = tables.arms, tables.runs
     constant = [name for name in ("seeds", "h", "input_tokens") if name in arms and arms[name].nunique() < 2]
     if (arms["seeds"] > 1).any():
@@ -107,7 +107,7 @@ def _summary(tables: Tables) -> dict[str, Any]:
 
 
 def _table(frame: pd.DataFrame, keys: Sequence[str], measured: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:
-    """Return headings and rows: `keys` as they are (none given: all but the measured), `measured` with intervals."""
+    """Return headings and rows: `keys` unchanged (if empty, all other columns), `measured` with intervals."""
     if frame.empty:
         return None
     ends = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
@@ -121,13 +121,13 @@ def _table(frame: pd.DataFrame, keys: Sequence[str], measured: Mapping[str, tupl
 
 
 def _utility(frame: pd.DataFrame) -> dict[str, Any] | None:
-    """Return the table of whatever was measured."""
+    """Return the table of all columns that have an interval."""
     names = [name for name in frame.columns if f"{name}_low" in frame.columns]
     return _table(frame, ("source", "seeds"), {name: (name, "{:.2f}") for name in names})
 
 
 def _without_constants(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leave out columns that say the same in every row, and which setting came first."""
+    """Drop `main` and the columns whose value is the same in every row."""
     always = [
         name
         for name in frame.columns
@@ -141,7 +141,7 @@ def _name(text: str) -> dict[str, Any]:
 
 
 def _cell(row: Any, name: str, form: str) -> dict[str, Any]:
-    """Return what a table cell shows, what it sorts by, and its bar (a percentage) where the number is a share."""
+    """Return a table cell: its text, the value to sort by, and a bar (in percent) if the number is a share."""
     value = row[name]
     empty = pd.isna(value)
     share = name.endswith(("exact_match", "rouge_l")) and not empty
@@ -157,13 +157,13 @@ def _cell(row: Any, name: str, form: str) -> dict[str, Any]:
 
 
 def _documents(tables: Tables) -> tuple[list[dict[str, Any]], str]:
-    """Return each run's documents for the page's script, and a sentence on those that the page has no room for."""
+    """Return each run's documents for the page's script, and a sentence about those that are left out."""
     found = []
     shown = total = 0
     room = _DOCUMENT_BYTES // max(1, len(tables.labels))
     for label, run in tables.labels.items():
         documents = [compare(row) for row in run.extraction]
-        # Every n-th: injected and never-seen ones stay in proportion.
+        # Every n-th document, so that the ratio of injected to never-seen ones stays the same.
         every = max(1, math.ceil(len(_json(documents).encode()) / room))
         found.append({"run": label, "documents": documents[::every]})
         shown, total = shown + len(documents[::every]), total + len(documents)
@@ -178,8 +178,8 @@ def _documents(tables: Tables) -> tuple[list[dict[str, Any]], str]:
 
 
 def compare(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document of extraction.parquet as the page shows it: `true` as (dropped, text) spans, `generated` as the
-    texts before, at and after the first wrong token (the last two missing where there is none)."""
+    """Return a document of extraction.parquet for the page: `true` as spans of (dropped, text), `generated` as the texts
+    before, at and after the first wrong token (only the first text if no token is wrong)."""
     wrong, pieces = document["longest_prefix"], document["pieces"]
     marked = "".join(pieces[wrong : wrong + 1])
     visible = marked if marked.strip() else marked.replace("\n", "⏎").replace(" ", "␣") or "∅"
@@ -202,12 +202,12 @@ def compare(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot close the <script> element that contains it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _inline(svg: str) -> Markup:
-    """Return a drawing to put into the page, in the page's own ink, paper and blue; matplotlib has escaped its texts."""
+    """Return an SVG to insert into the page, with the page's own colours; matplotlib has escaped its texts."""
     drawing = svg[svg.index("<svg") :]
     for colour, own in ((figures.INK, "var(--ink)"), (figures.PAGE, "var(--page)"), (figures.BLUE, "var(--blue)")):
         drawing = drawing.replace(colour, own)

@@ -1,7 +1,7 @@
-"""From runs to tables: a row a run, a row an arm with intervals, and what evaluations measured.
+"""Build the tables of a report: one row for each run, one row for each arm with intervals, and evaluations.
 
-Every interval is of 95 %. Of an arm with several seeds it is Student's t over the seeds' means, cut at the metric's bounds;
-of a single seed it is the run's own bootstrap over documents, where summary.json has one.
+All intervals are 95 % intervals. For several seeds it is Student's t over the seeds' means, cut at the metric's bounds.
+For a single seed it is the run's own bootstrap over documents, if summary.json has one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from goldfish.report.arms import arms, computing, kind
+from goldfish.report.arms import arms, kind, result_settings
 from goldfish.report.evaluation_tables import divergence, extraction, membership, of_sources, utility
 from goldfish.report.finished import Evaluation, Run
 from goldfish.report.intervals import combine
 
 _SHARES = ("exact_match", "rouge_l", "control_rouge_l", "never_seen_exact_match", "never_seen_rouge_l")
 MEASURED = (*_SHARES, "longest_prefix", "never_seen_longest_prefix", "val_loss")
-_OF_DOCUMENTS = ("exact_match", "rouge_l", "longest_prefix")  # summary.json has their intervals
+_OF_DOCUMENTS = ("exact_match", "rouge_l", "longest_prefix")  # metrics whose intervals are in summary.json
 COLUMNS = [
     *("run", "strategy", "k", "h", "seed", "exact_match", "rouge_l", "control_rouge_l", "longest_prefix"),
     *("never_seen_rouge_l", "val_loss", "input_tokens", "supervised_tokens", "seconds", "study", "run_dir"),
@@ -34,7 +34,7 @@ _ORDER = ["standard", "hashed", "static", "random", "hash_table"]
 
 
 class Tables(NamedTuple):
-    """All that the figures and the page show, as frames; `of` gives the runs of each arm, `labels` each run's label."""
+    """The data of the figures and the page; `of`: the runs of each arm, `labels`: the runs by their labels."""
 
     runs: pd.DataFrame
     arms: pd.DataFrame
@@ -47,17 +47,17 @@ class Tables(NamedTuple):
 
 
 def summarize(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row a run with the columns COLUMNS, from the most to the least expected memorization, controls last.
+    """Return one row for each run with the columns COLUMNS, sorted by expected memorization, controls last.
 
-    The index labels each run uniquely: its name, with as much of seed, study and folder as that takes. `group` names its
-    arm; `repeated` is True where the same configuration and seed stood further up.
+    The index labels each run uniquely: its name, extended by seed, study or folder if necessary. `group`: the name of
+    its arm. `repeated`: whether an earlier row has the same configuration and seed.
     """
     runs = sorted(runs, key=rank)
     groups, lines = arms(runs)
     once: set[tuple[str, str]] = set()
     rows = []
     for run, group, line in zip(runs, groups, lines, strict=True):
-        same = group, json.dumps([run.result["seed"], computing(run.config)])
+        same = group, json.dumps([run.result["seed"], result_settings(run.config)])
         rows.append({**_row(run, runs), "group": group, "line": line, "repeated": same in once})
         once.add(same)
     added = [f"{name}{end}" for name in dict.fromkeys(n for run in runs for n in _added(run)) for end in ENDS]
@@ -67,7 +67,7 @@ def summarize(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def added_metrics(frame: pd.DataFrame) -> list[str]:
-    """Return the metrics of a frame made by `summarize` that evaluation/metrics=NAME added."""
+    """Return the metrics that evaluation/metrics=NAME added to a frame of `summarize`."""
     return [name for name in frame.columns[len(COLUMNS) :] if not name.endswith(ENDS[1:])]
 
 
@@ -79,7 +79,7 @@ def _added(run: Run) -> list[str]:
 
 
 def tabulate(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Tables:
-    """Return the tables of finished runs and of what goldfish-eval measured."""
+    """Return the tables of finished runs and of evaluations."""
     frame = summarize(runs)
     labels = dict(zip(frame.index, sorted(runs, key=rank), strict=True))
     of = {
@@ -92,9 +92,9 @@ def tabulate(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Tables:
 
 
 def pool(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an arm: mean, `_low` and `_high` of each of MEASURED and of the added metrics, `seeds`, and what the intervals are `over`.
+    """Return one row for each arm: mean, `_low` and `_high` of MEASURED and of the added metrics, `seeds` and `over`.
 
-    A run that is there twice counts once. `over` is "seeds", "documents" or "".
+    A repeated run counts once. `over`: what the intervals are computed over: "seeds", "documents" or "".
     """
     rows, added = {}, added_metrics(frame)
     measured = (*MEASURED, *added)
@@ -119,7 +119,7 @@ def pool(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank(run: Run) -> tuple[Any, ...]:
-    """Return what runs are sorted by: from the most to the least expected memorization, controls last."""
+    """Return the sort key of a run: from the most to the least expected memorization, controls last."""
     name, result = kind(run.result["strategy"], run.result["control"]), run.result
     place = _ORDER.index(name) if name in _ORDER else len(_ORDER) + (name == "control")
     by_mask = name, -(result["k"] or math.inf), result["h"] or 0
@@ -127,7 +127,7 @@ def rank(run: Run) -> tuple[Any, ...]:
 
 
 def _labels(runs: Sequence[Run], groups: Sequence[str]) -> list[str]:
-    """Return the first of name; name, seed; study, name, seed; arm, seed; folder that tells all runs apart."""
+    """Return the shortest unique labels: name; name, seed; study, name, seed; arm, seed; or folder."""
     results = [run.result for run in runs]
     candidates = (
         [result["run"] for result in results],
@@ -139,7 +139,7 @@ def _labels(runs: Sequence[Run], groups: Sequence[str]) -> list[str]:
     for labels in candidates:
         if len(set(labels)) == len(labels):
             return labels
-    raise ValueError("two runs have the same folder")
+    raise ValueError("two runs have the same folder; give each folder once")
 
 
 def _row(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _row(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def controls(run: Run, runs: Sequence[Run]) -> list[float]:
-    """Return RougeL of the run's injected documents under its study's controls, of its own seed if any."""
+    """Return RougeL of the run's injected documents under its study's control runs, of its own seed if there is one."""
     if run.result["control"]:
         return []
     wanted = {row["document"] for row in run.documents("injected")}
@@ -171,7 +171,7 @@ def controls(run: Run, runs: Sequence[Run]) -> list[float]:
     for other in runs:
         if other.result["control"] and other.result["study"] == run.result["study"]:
             same = [row["rouge_l"] for row in other.documents("injected") if row["document"] in wanted]
-            if len(same) == len(wanted):  # a mean over other documents would be no comparison
+            if len(same) == len(wanted):  # means over different documents cannot be compared
                 found.setdefault(other.result["seed"], []).extend(same)
     return found.get(run.result["seed"]) or [score for scores in found.values() for score in scores]
 

@@ -1,4 +1,4 @@
-"""Two figures over the steps of training: what was lost and memorized, and which document was seen when."""
+"""Draw two figures over training steps: the training curves, and the exposures of each document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from goldfish.report.figures import BLUE, GREEN, GREY, INK, MOST, VERMILION, hea
 from goldfish.report.intervals import combine
 from goldfish.report.tables import Tables
 
-# By panel, what Lightning logged and how it is drawn.
+# For each panel the metrics that Lightning logged, with name, colour, marker and line style.
 CURVES = {
     "loss (nats/token)": {
         "train/loss_all": ("loss, all tokens", GREY, "", "-."),
@@ -32,9 +32,9 @@ _ROWS, _BINS, _TIMELINES = 40, 120, 4
 
 
 def training_curves(tables: Tables) -> Figure | None:
-    """Draw loss (nats/token) and share memorized over steps, a column of panels an arm; None when nothing was logged.
+    """Draw loss (nats/token) and memorized share over steps, one column for each arm; None if nothing was logged.
 
-    Of several seeds the mean, and between their 95 % intervals a band.
+    For several seeds it draws the mean and a band, the 95 % interval.
     """
     wanted = {column for curves in CURVES.values() for column in curves}
     arms = {
@@ -81,7 +81,7 @@ def training_curves(tables: Tables) -> Figure | None:
 
 
 def exposures(tables: Tables) -> Figure | None:
-    """Draw which injected document was seen at which step: of each distinct order one panel; None when none was seen."""
+    """Draw the exposures of injected documents over steps, one panel for each distinct order; None without any."""
     panels: dict[str, tuple[list[str], pd.DataFrame]] = {}
     for arm, runs in tables.of.items():
         seen = runs[0].exposures
@@ -114,14 +114,14 @@ def exposures(tables: Tables) -> Figure | None:
 
 
 def _ticks(axes: Any, x: np.ndarray, y: np.ndarray, alpha: float) -> None:
-    """Draw a vertical tick at each place, all of them one path: a mark each would make a page of megabytes."""
+    """Draw a vertical tick at each point, all in one path, because one marker each would make a large page."""
     gaps = np.full(len(x), np.nan)
     points = np.stack([x, x, gaps]).T.ravel(), np.stack([y - 0.4, y + 0.4, gaps]).T.ravel()
     axes.plot(*points, color=BLUE, alpha=alpha, linewidth=2.2, solid_capstyle="butt")
 
 
 def _over_seeds(own: list[pd.DataFrame], column: str) -> pd.DataFrame | None:
-    """Return step, mean, low and high of a logged value over seeds, thinned; None if no seed logged it."""
+    """Return step, mean, low and high over seeds of a logged value, thinned; None if no seed logged it."""
     curves = [thin(table[["step", column]].dropna()) for table in own if column in table]
     curves = [curve for curve in curves if len(curve)]
     if not curves:

@@ -1,4 +1,4 @@
-"""Compare finished goldfish-unlearn runs: a table, and a figure of forget quality over model utility."""
+"""Compare finished runs of goldfish-unlearn: a table, and a figure of forget quality over model utility."""
 
 from collections.abc import Sequence
 from pathlib import Path

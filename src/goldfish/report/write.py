@@ -1,4 +1,4 @@
-"""Finished runs in, one comparison out: tables (CSV, Parquet, LaTeX), figures (SVG, PNG) and a self-contained page."""
+"""Write the report on finished runs: tables (CSV, Parquet, LaTeX), figures (SVG, PNG) and a self-contained page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _LATEX = {
 
 
 class ReportPaths(NamedTuple):
-    """Where a report was written."""
+    """The files of a report that are printed."""
 
     csv: Path
     html: Path
@@ -66,10 +66,10 @@ class ReportPaths(NamedTuple):
 def write_report(
     runs: Sequence[Run], out_dir: Path, title: str, evaluated: Sequence[Evaluation] | None = None
 ) -> ReportPaths:
-    """Write the report into `out_dir`, each file atomically: report.html; summary.csv and .parquet (a row a run);
-    arms.csv and summary.tex (a row an arm, with intervals); figures/*.svg and *.png.
+    """Write the report into `out_dir`, each file atomically: report.html; summary.csv and .parquet (a row for each run);
+    arms.csv and summary.tex (a row for each arm, with intervals); figures/*.svg and *.png.
 
-    `evaluated`: what goldfish-eval left; None = what lies in the runs' folders.
+    `evaluated`: the evaluations to include; None = those in the runs' folders.
     """
     from goldfish.report import drawings, page
 
@@ -82,7 +82,7 @@ def write_report(
     paths = ReportPaths(out_dir / "summary.csv", out_dir / "report.html")
     _write_figures(figures, drawings.NAMES, out_dir / "figures")
     write_atomically(paths.csv, _csv(tables.runs))
-    # Of plain objects: a missing k is null, not a float that is not a number.
+    # Plain objects, so that a missing k is null and not nan.
     plain: Any = tables.runs.astype(object).where(tables.runs.notna(), None).to_dict("records")
     write_rows(out_dir / "summary.parquet", plain)
     write_atomically(out_dir / "arms.csv", _csv(tables.arms.rename_axis("name").reset_index()))
@@ -92,22 +92,22 @@ def write_report(
 
 
 def print_summary(frame: pd.DataFrame, paths: ReportPaths | None, console: Console) -> None:
-    """Print the summary, a row an arm (± half of the interval over its seeds), then where the report is, if anywhere."""
+    """Print the summary, a row for each arm (± half of the interval over its seeds), and the paths of the report."""
     arms = pool(frame)
     several = bool((arms["seeds"] > 1).any())
     table = Table(box=None, header_style="bold")
-    left_out = ("supervised_tokens", "seconds") if several else ("seeds",)  # the lines stay within 80 columns
+    left_out = ("supervised_tokens", "seconds") if several else ("seeds",)  # so that lines have at most 80 columns
     shown = {name: how for name, how in _PRINTED.items() if name not in left_out}
     for key, (heading, _) in shown.items():
-        # A long name takes several lines, a number is not cut short.
+        # A long name is wrapped; a number is never cut.
         table.add_column(heading, justify="left" if key == "run" else "right", no_wrap=key != "run", overflow="fold")
     names = frame[["group", "run"]].drop_duplicates()
     unique = ~(names.duplicated("group", keep=False) | names.duplicated("run", keep=False))
-    run_of: dict[Any, str] = dict(names[unique].to_numpy())  # arms whose runs, and no others, have one name
+    run_of: dict[Any, str] = dict(names[unique].to_numpy())  # arms whose runs share a name that no other arm has
     for name, row in arms.iterrows():
         values = {**row, "run": run_of.get(name, name)}
         cells = [_text(values, key, form) for key, (_, form) in shown.items()]
-        table.add_row(*map(Text, cells))  # Text: a run may be called "[red]"
+        table.add_row(*map(Text, cells))  # Text, since the name of a run may be "[red]"
     console.print(table, width=console.width if console.is_terminal else 120, crop=False)
     if several:
         console.print("±: half of the 95 % interval over seeds (Student's t)", style="dim", highlight=False)
@@ -151,6 +151,6 @@ def _write_figures(figures: dict[str, Drawing], names: Sequence[str], folder: Pa
     for name in names:
         for ending, content in zip(("svg", "png"), figures.get(name, (None, None)), strict=True):
             if content is None:
-                (folder / f"{name}.{ending}").unlink(missing_ok=True)  # an earlier report's, now untrue
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)  # written by an earlier report, no longer valid
             else:
                 write_atomically(folder / f"{name}.{ending}", content)
