@@ -125,7 +125,7 @@ def test_batches_are_stacked_rows(cache):
     [
         (dict(sequence_length=1), "sequence_length=1: must be at least 2"),
         (dict(batch_size=0), "batch_size=0: must be at least 1"),
-        (dict(tokens=100), "tokens=100: fewer than one batch; at least .* = 256"),
+        (dict(tokens=100), "tokens=100: fewer than one batch; must be at least .* = 256"),
         (dict(validation_share=0.0), "validation_share=0.0"),
         (dict(max_supervised_tokens=9999), "tokens=2560, max_supervised_tokens=9999: give one of them"),
         (dict(tokens=None), "tokens=None, max_supervised_tokens=None: give one of them"),

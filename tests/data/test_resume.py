@@ -161,7 +161,7 @@ def test_a_damaged_unfinished_preparation_is_thrown_away(tmp_path, whole, half, 
     shutil.copytree(half, cache)
     damage(folder_of(cache) / name)
     said, _ = ask(cache)
-    assert any("starting anew: what a stopped preparation left is damaged" in message for message in said)
+    assert any("starting again: the files of a stopped preparation are damaged" in message for message in said)
     assert content(folder_of(cache)) == content(folder_of(whole))
 
 

@@ -210,9 +210,9 @@ def test_a_damaged_filter_and_one_of_another_tokenizer_are_refused_by_name(docum
         settings_.filter(other, None)
     content = (tmp_path / "filter" / "ngrams.bloom").read_bytes()
     (tmp_path / "filter" / "ngrams.bloom").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"no whole MemFree filter there .*ngrams.bloom was cut off or edited"):
+    with pytest.raises(ValueError, match=r"not a complete MemFree filter .*ngrams.bloom was cut off or edited"):
         settings_.filter(tokenizer, None)
-    with pytest.raises(ValueError, match=r"path='nowhere': no MemFree filter there"):
+    with pytest.raises(ValueError, match=r"path='nowhere': no MemFree filter"):
         MemFree(path="nowhere")
 
 

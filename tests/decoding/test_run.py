@@ -79,7 +79,7 @@ def test_a_filter_that_cannot_be_is_refused_before_anything_is_decoded(finished)
     with pytest.raises(ValueError, match=r"min_count=9999: no 10-gram .* occurs \d+ times: lower min_count"):
         job(f"run={finished}", memfree, "evaluation.memfree.min_count=9999").load()
     documents = f"documents={finished / 'documents.jsonl'}"
-    with pytest.raises(ValueError, match=r"decoding=memfree needs the training text: give run=RUN_DIR"):
+    with pytest.raises(ValueError, match=r"decoding=memfree needs the training text: type run=RUN_DIR"):
         job(f"model_folder={finished / 'model'}", documents, memfree).load()
     with pytest.raises(ValueError, match="path='nowhere': no MemFree filter"):
         job(f"run={finished}", memfree, "evaluation.memfree.path=nowhere")

@@ -102,7 +102,9 @@ def test_documents_too_short_for_a_setting_are_left_out_and_counted(target, tmp_
     summary = summarize_parts(target, extraction, rows, members, tmp_path)
     assert [part["too_short"] for part in summary["settings"]] == [1, 0]
     assert summary["settings"][1]["injected"]["documents"] == 4
-    with pytest.raises(ValueError, match=r"all 7 documents have fewer than 30 tokens.*lower them or give longer"):
+    with pytest.raises(
+        ValueError, match=r"all 7 documents have fewer than 30 tokens.*type lower values, or give longer"
+    ):
         parts_of(target, Extraction(10, 20))
 
 
@@ -282,14 +284,14 @@ def test_one_forced_pass_finds_the_exact_matches(target):
     [
         (dict(suffix_tokens=0), "suffix_tokens=0: must be at least 1"),
         (dict(prefix_tokens=[4, 0]), r"prefix_tokens=\[4, 0\]: must be at least 1"),
-        (dict(offset=[]), r"offset=\[\]: give one value, or a list"),
+        (dict(offset=[]), r"offset=\[\]: an empty list; type one value"),
         (dict(decoding="beams"), "decoding='beams': must be one of 'greedy', 'sample', 'beam'"),
         (dict(edit_rate=1.5), "edit_rate=1.5: must be at least 0 and at most 1"),
         (dict(temperature=0.0), "temperature=0.0"),
         (dict(bos=["document", "never"]), r"bos=\['document', 'never'\]: must be one of 'document', 'none'"),
         (dict(bos="none", prefix_tokens=0), "prefix_tokens=0: must be at least 1"),
         (dict(membership_tokens=0), "membership_tokens=0: must be one of 'asked', 'document', or at least 1"),
-        (dict(reference="nowhere"), "reference='nowhere': no Hugging Face model there"),
+        (dict(reference="nowhere"), "reference='nowhere': not a Hugging Face model"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, words):

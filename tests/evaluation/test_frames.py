@@ -97,7 +97,7 @@ def test_membership_reads_whole_documents_or_their_first_tokens(model, tokenizer
         ([""], r"document '0': wanted a text, token ids or a mapping with one, got ''"),
         ([[]], r"document '0': wanted a text, token ids"),
         ([{"id": "a"}], r"document 'a': wanted a text, token ids"),
-        ([[1, 5000]], r"document '0': holds ids outside of the tokenizer's 0 to \d+"),
+        ([[1, 5000]], r"document '0': its ids must be of the tokenizer, 0 to \d+"),
         ([{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], r"document '1': the id stands twice"),
         ([{"text": "a", "split": "train"}], r"document '0': split='train'; allowed are"),
     ],
@@ -110,5 +110,5 @@ def test_a_document_that_is_none_is_named(model, tokenizer, documents, message):
 def test_a_setting_that_is_none_is_named(model, tokenizer):
     with pytest.raises(ValueError, match="prefix_tokens=0: must be at least 1"):
         extract(model, tokenizer, TEXTS, prefix_tokens=0)
-    with pytest.raises(ValueError, match="membership=True: not of extract"):
+    with pytest.raises(ValueError, match="membership=True: not an argument of extract"):
         extract(model, tokenizer, TEXTS, membership=True)

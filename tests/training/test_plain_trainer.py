@@ -133,7 +133,7 @@ def test_validate_returns_the_loss_of_all_targets_and_test_that_of_rows_of_ones_
     (found,) = plain.test(module, dataloaders=DataLoader(TensorDataset(rows), batch_size=4), verbose=False)
     with torch.no_grad():
         assert found == {"test/loss": pytest.approx(module.model(rows, labels=rows).loss.item(), rel=1e-5)}
-    with pytest.raises(ValueError, match=r"no text is kept for a test; type trainer.validate"):
+    with pytest.raises(ValueError, match=r"there is no test text; type trainer.validate"):
         plain.test(module, datamodule=data)
 
 

@@ -1,4 +1,4 @@
-"""Configuration: plain values -> checked objects, with every problem reported at once."""
+"""Configuration: build checked objects from plain values. All problems are reported together."""
 
 from goldfish.config.build import ConfigError, build, build_component, home, path_problem, refusing
 from goldfish.config.settings import settings_of

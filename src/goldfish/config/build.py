@@ -1,4 +1,4 @@
-"""From frozen configuration to checked objects: every component is built, and every problem told, before work starts."""
+"""Build checked objects from a configuration. All components are built and all problems reported before work starts."""
 
 import contextlib
 import difflib
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """All problems of a configuration, one a line: where, what was given, what is allowed."""
+    """All problems of a configuration, one on each line: the key, its value, what is allowed."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -34,7 +34,7 @@ class ConfigError(ValueError):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """What turns out to be wrong with a configuration only once text and model are read is a ConfigError too."""
+    """Raise the ValueErrors of the block, such as unsuitable text or models, as ConfigError."""
     try:
         yield
     except ConfigError:
@@ -42,50 +42,50 @@ def refusing() -> Iterator[None]:
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     except OSError as error:
-        if error.errno not in PATH_ERRORS:  # a full or broken disk is no mistake of the configuration
+        if error.errno not in PATH_ERRORS:  # a full or broken disk is not an error of the configuration
             raise
         raise ConfigError([path_problem(error)]) from error
 
 
 def path_problem(error: OSError) -> str:
-    """A file that cannot be opened or a folder that cannot be made, in words."""
-    return f"{str(error.filename)[:200]!r}: {error.strerror}; give a path that can be read or written"
+    """Return the message for a file that cannot be opened or a folder that cannot be created."""
+    return f"{str(error.filename)[:200]!r}: {error.strerror}; type a path that can be read or written"
 
 
 def home() -> Path:
-    """The folder that holds conf/ and experiments/: the checkout, or the installed package."""
+    """Return the folder that contains conf/ and experiments/: the checkout, or the installed package."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "conf").is_dir() else package.parents[1]
 
 
 def build(cls: type[T], node: dict[str, Any], source: Path | None = None) -> T:
-    """Make `cls` from plain values; a mapping with `_target_` becomes an object of that class, at any depth.
+    """Build `cls` from plain values; a mapping with `_target_` becomes an object of that class, at any depth.
 
-    Raises ConfigError with ALL unknown keys, missing keys, wrong types and refused values, each with its path, and with the
-    file that `node` was read from, if it is given as `source`.
+    Raises ConfigError with ALL unknown keys, missing keys, wrong types and refused values by path. `source`: the
+    file that `node` was read from; the messages begin with it.
     """
     problems: list[str] = []
-    made = _make(cls, node, "", problems)
+    built = _build(cls, node, "", problems)
     if problems:
         raise ConfigError(problems if source is None else [f"{source}: {problem}" for problem in problems])
-    return typing.cast(T, made)
+    return typing.cast(T, built)
 
 
 def build_component(value: Any, hint: Any, where: str) -> Any:
-    """Make a component of type `hint` from a mapping with `_target_`; any other value is returned as it is.
+    """Build a component of type `hint` from a mapping with `_target_`; any other value is returned unchanged.
 
     Raises ConfigError with all problems, each with its path below `where`.
     """
     if not isinstance(value, dict):
         return value
     problems: list[str] = []
-    made = _value(value, hint, where, problems)
+    built = _value(value, hint, where, problems)
     if problems:
         raise ConfigError(problems)
-    return made
+    return built
 
 
-def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> Any:
+def _build(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> Any:
     before = len(problems)
     constructor: Any = cls
     hints = get_type_hints(constructor.__init__, include_extras=True)
@@ -101,19 +101,19 @@ def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> An
             hint, default = hints.get(parameter.name, Any), default_of(parameter)
             values[parameter.name] = _value(node[parameter.name], hint, where, problems, default)
         elif parameter.default is parameter.empty:
-            problems.append(f"{where}: missing; {cls.__name__} needs it")
+            problems.append(f"{where}: missing; {cls.__name__} needs it; type {where}=VALUE")
     if len(problems) > before:
         return None
     try:
-        made = cls(**values)
-        if hasattr(made, "__dict__"):
-            remember_arguments(made, values)
-        return made
+        built = cls(**values)
+        if hasattr(built, "__dict__"):
+            remember_arguments(built, values)
+        return built
     except (ValueError, TypeError) as error:
         problems += [_with_path(line, path, names) for line in str(error).split("\n")]
     except OSError as error:
         problems.append(f"{path.removesuffix('.') or cls.__name__}: {path_problem(error)}")
-    except Exception as error:  # no constructor should, but a user gets a sentence also then
+    except Exception as error:  # constructors should not raise these, but the user must get a message in any case
         problems.append(
             f"{path.removesuffix('.') or cls.__name__}: cannot be built from these values "
             f"({type(error).__name__}: {error}); type others, or leave them out"
@@ -122,7 +122,7 @@ def _make(cls: type, node: dict[str, Any], path: str, problems: list[str]) -> An
 
 
 def _with_path(message: str, path: str, names: list[str]) -> str:
-    """A constructor's message with the path of what it names: `k=1: ...` of conf/mask/ becomes `mask.k=1: ...`."""
+    """Add the path to a constructor's message: `k=1: ...` of conf/mask/ becomes `mask.k=1: ...`."""
     if not path or message.startswith(path):
         return message
     begins = re.match(r"(\w+)[=:.\[]", message)
@@ -157,12 +157,12 @@ def _value(value: Any, hint: Any, where: str, problems: list[str], default: Any 
     except ValueError as error:
         problems.append(f"{where}._target_: {error}")
         return None
-    made = _make(cls, value, f"{where}.", problems)
-    if made is not None and (lacking := _lacking(made, hint)):
+    built = _build(cls, value, f"{where}.", problems)
+    if built is not None and (missing := _missing_attributes(built, hint)):
         problems.append(
-            f"{where}._target_={value['_target_']}: must be a class with {lacking}; type {where.replace('.', '/')}=NAME"
+            f"{where}._target_={value['_target_']}: must be a class with {missing}; type {where.replace('.', '/')}=NAME"
         )
-    return made
+    return built
 
 
 def _is_union(hint: Any) -> bool:
@@ -170,7 +170,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _arguments(function: Any) -> int:
-    """How many arguments by position a call needs."""
+    """Return how many positional arguments a call needs."""
     parameters = inspect.signature(function).parameters.values()
     return sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
 
@@ -179,26 +179,26 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _lacking(made: Any, hint: Any) -> str:
-    """What an object of another group lacks to be a `hint`; empty if it is one."""
+def _missing_attributes(built: Any, hint: Any) -> str:
+    """Return which attributes an object names_missing to be a `hint`; empty if it is one."""
     wanted = [part for part in get_args(hint) if part is not type(None)] if _is_union(hint) else [hint]
-    lacking = []
+    missing = []
     for part in wanted:
         if getattr(part, "_is_protocol", False):
             names = {name for name in (*vars(part), *part.__annotations__) if name == "__call__" or name[0] != "_"}
-            lacks = sorted(name for name in names if not hasattr(made, name))
-            if "__call__" in names and callable(made) and _arguments(made.__call__) > _arguments(part.__call__) - 1:
-                lacks.append(f"__call__{inspect.signature(part.__call__)}")
-            lacking.append(", ".join(lacks))
+            names_missing = sorted(name for name in names if not hasattr(built, name))
+            if "__call__" in names and callable(built) and _arguments(built.__call__) > _arguments(part.__call__) - 1:
+                names_missing.append(f"__call__{inspect.signature(part.__call__)}")
+            missing.append(", ".join(names_missing))
         elif isinstance(part, type):
-            lacking.append("" if isinstance(made, part) else f"what {part.__name__} has")
+            missing.append("" if isinstance(built, part) else f"the attributes of {part.__name__}")
         else:
-            lacking.append("" if callable(made) or get_origin(part) is not Callable else "__call__")
-    return "" if "" in lacking else lacking[0]
+            missing.append("" if callable(built) or get_origin(part) is not Callable else "__call__")
+    return "" if "" in missing else missing[0]
 
 
 def resolve_class(target: str) -> type:
-    """The class that `target` names; ValueError unless it is a class defined in an allowed package."""
+    """Return the class that `target` names; ValueError unless it is defined in an allowed package."""
     allowed = ALLOWED_TARGETS + tuple(f"{name}." for name in os.environ.get("GOLDFISH_TARGETS", "").split(",") if name)
     target = FORMER_NAMES.get(target, target)
     module, _, name = target.rpartition(".")

@@ -1,7 +1,7 @@
-"""What values a setting allows, said once: in the annotations of constructors. `lr: Positive = 4e-4`.
+"""Check values against the annotations of constructors, the only place that defines what is allowed: `lr: Positive`.
 
-`fitted` compares a value with an annotation. The configuration is checked with it before anything is built; `checked`
-makes a constructor check itself when it is called from Python.
+`fitted` compares a value with an annotation. It checks the configuration before anything is built. With `@checked` a
+constructor checks its arguments when it is called from Python.
 """
 
 import functools
@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
-Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # numpy, torch and Lightning take these
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # the range that numpy, torch and Lightning accept
 Threads = Annotated[int, Ge(1), Le(1024)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -25,7 +25,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 InnerShare = Annotated[float, Gt(0), Lt(1)]
 
-LARGEST = 2**63 - 1  # of a whole number: what 64 bits hold
+LARGEST = 2**63 - 1  # the largest whole number of 64 bits
 PLAIN = (str, int, float, bool, type(None))
 NAMES = {
     str: "text",
@@ -40,10 +40,10 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def fitted(value: Any, hint: Any, where: str, default: Any = None, strict: bool = True) -> Any:
-    """Return `value` as the type `hint` has it; ValueError says the key, the value, what is allowed and what to type.
+    """Return `value` in the type of `hint`; ValueError with the key, the value, what is allowed and what to type.
 
-    Numbers must be finite, whole numbers fit into 64 bits, text must be writable as UTF-8. `default`: an example that is
-    allowed, if there is one. `strict`: do not convert (no "3" for 3, no tuple for a list).
+    Numbers must be finite, whole numbers fit into 64 bits, text must be writable as UTF-8. `default`: an allowed
+    value for the message, if there is one. `strict`: do not convert (no "3" for 3, no tuple for a list).
     """
     from pydantic import ValidationError
 
@@ -63,13 +63,13 @@ def fitted(value: Any, hint: Any, where: str, default: Any = None, strict: bool 
 
 @functools.cache
 def _adapter(hint: Any) -> Any:
-    from pydantic import TypeAdapter  # here: commands that build nothing start without it
+    from pydantic import TypeAdapter  # imported here, so that commands that build nothing start faster
 
     return TypeAdapter(hint, config={"allow_inf_nan": False})
 
 
 def checked(constructor: F) -> F:
-    """Have `__init__` raise ValueError for arguments outside their annotations, all of them in one message.
+    """Make `__init__` raise ValueError for arguments outside their annotations, all in one message.
 
     The object remembers its arguments: see goldfish.config.settings.
     """
@@ -96,17 +96,17 @@ def checked(constructor: F) -> F:
 
 
 def remember_arguments(component: Any, arguments: dict[str, Any]) -> None:
-    """Keep the arguments of the outermost constructor that is being called; those that it calls leave them as they are."""
+    """Store the constructor's arguments in the component; constructors of its base classes do not replace them."""
     vars(component).setdefault("_arguments", arguments)
 
 
 def default_of(parameter: inspect.Parameter) -> Any:
-    """The parameter's default, None if it has none."""
+    """Return the parameter's default, None if it has none."""
     return None if parameter.default is parameter.empty else parameter.default
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether values of this type are written directly in YAML, and not as a component."""
+    """Return whether values of this type are written directly in YAML, and not as a component."""
     if hint is Any or hint in PLAIN:
         return True
     origin = get_origin(hint)
@@ -122,7 +122,7 @@ def is_plain(hint: Any) -> bool:
 
 
 def allowed(hint: Any) -> str:
-    """The values of a type in words."""
+    """Describe the allowed values of a type."""
     origin, parts = get_origin(hint), get_args(hint)
     if hint in NAMES:
         return NAMES[hint]
@@ -142,7 +142,7 @@ def allowed(hint: Any) -> str:
 
 
 def smallest(hint: Any) -> Any:
-    """An allowed value, the smallest where there is one; None if none can be told."""
+    """Return an allowed value, the smallest if there is one; None if it is unknown."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         low = next((getattr(b, BOUNDS[type(b)][1]) for b in parts[1:] if isinstance(b, Ge | Gt)), 0)
@@ -158,7 +158,7 @@ def smallest(hint: Any) -> Any:
 
 
 def typed(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Format a value for the command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -168,7 +168,7 @@ def _shown(value: Any) -> str:
 
 
 def _extreme(value: Any) -> str | None:
-    """What a value breaks of what holds for every setting."""
+    """Return the general rule for values that `value` breaks; None if it breaks none."""
     if isinstance(value, list | tuple):
         return next(filter(None, map(_extreme, value)), None)
     if isinstance(value, dict):
@@ -180,7 +180,7 @@ def _extreme(value: Any) -> str | None:
     if value == "":
         return "not empty"
     if isinstance(value, str) and not _is_writable(value):
-        return "without null characters and halves of surrogate pairs"
+        return "without null characters and unpaired surrogates"
     return None
 
 

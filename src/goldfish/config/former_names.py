@@ -1,4 +1,4 @@
-"""Former names of classes: the frozen config.yaml of an older run, or a fork's YAML file, stays readable."""
+"""Former names of classes, so that config.yaml of older runs and YAML files of forks stay readable."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ FORMER_NAMES = {
 
 
 def with_current_names(config: Any) -> Any:
-    """Return a copy of a configuration in which every `_target_` has its current name."""
+    """Return a copy of the configuration with the current name in every `_target_`."""
     if isinstance(config, list):
         return [with_current_names(value) for value in config]
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Batches of rows: background text into which documents are injected as the plan says."""
+"""The data module: batches of background text into which documents are injected according to the plan."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,21 +33,21 @@ class InjectionDataModule(pl.LightningDataModule):
     rows' numbers; see `TrainingRows`. One epoch is the whole plan: give the Trainer `max_epochs=1`, since a second
     epoch repeats every exposure.
 
-    `corpus`: the background text, None = the CIA World Factbook, which a package carries. `tokenizer`: None = a BPE of
+    `corpus`: the background text, None = the CIA World Factbook, from a Python package. `tokenizer`: None = a BPE of
     2 048 tokens trained on that text. `injection`: which documents are injected how often, None = 16 documents of 128
     tokens, 72 times each. `sequence_length`: tokens of a row (T), 2 to 1 048 576. `batch_size`: rows of one optimizer
     step over all devices and micro-batches, at least 1. `tokens`: input tokens of the whole run; rows = tokens /
-    sequence_length, of which documents x repeats carry an exposure. Instead of `tokens`, `max_supervised_tokens`: the
-    run is as long as it takes to train on so many targets that the mask keeps, so that goldfish and standard runs can
-    be compared at equal supervised tokens (the paper's figure 5); to one step, or to 1 % in runs of more than 65 536
+    sequence_length, of which documents x repeats contain an exposure. `max_supervised_tokens`, instead of
+    `tokens`: the run ends after so many targets that the mask keeps, so that goldfish and standard runs are compared at
+    equal supervised tokens (the paper's figure 5). It is exact to one step, or to 1 % in runs of more than 65 536
     rows. `normalize`, `deduplicate`: see goldfish.data.corpus, `Normalized` and `Deduplicated`; None = leave the text as
-    it is. `validation_share`: share of the corpus's groups kept out for the validation loss, between 0 and 1.
-    `validation_tokens`: at most so many tokens of them are read. `workers`: loader processes a device, 0 to 256.
-    `seed`: decides the order of the rows and the places of the exposures. `cache_dir`: folder where prepared text is
-    kept; runs of the same text share it.
+    it is. `validation_share`: share of the corpus's groups held out for the validation loss, between 0 and 1.
+    `validation_tokens`: the most tokens of them that are read. `workers`: loader processes per device, 0 to 256.
+    `seed`: determines the order of the rows and the places of the exposures. `cache_dir`: folder of prepared text,
+    shared by runs of the same text.
 
-    Raises ValueError for arguments outside these bounds or that do not fit together, all in one message. Its arguments
-    are in Lightning's checkpoints: `InjectionDataModule.load_from_checkpoint(path)` makes the same data.
+    Raises ValueError for arguments outside these bounds or that contradict each other, all in one message. Lightning's
+    checkpoints contain the arguments: `InjectionDataModule.load_from_checkpoint(path)` builds the same data.
 
     Examples:
         >>> from goldfish import Injection, InjectionDataModule
@@ -87,14 +87,14 @@ class InjectionDataModule(pl.LightningDataModule):
             )
         if (tokens is None) == (max_supervised_tokens is None):
             raise ValueError(
-                f"tokens={tokens}, max_supervised_tokens={max_supervised_tokens}: give one of them and null for the other"
+                f"tokens={tokens}, max_supervised_tokens={max_supervised_tokens}: type a number for one of them and null for the other"
             )
         budget, name = (
             (tokens, "tokens") if tokens is not None else (max_supervised_tokens or 0, "max_supervised_tokens")
         )
         if budget < sequence_length * batch_size:
             raise ValueError(
-                f"{name}={budget}: fewer than one batch; at least sequence_length x batch_size = {sequence_length * batch_size}"
+                f"{name}={budget}: fewer than one batch; must be at least sequence_length x batch_size = {sequence_length * batch_size}"
             )
         plain = settings_of(self) | {
             name: settings_of(part)
@@ -118,7 +118,7 @@ class InjectionDataModule(pl.LightningDataModule):
         )
         self.max_supervised_tokens = max_supervised_tokens
         self._budget_met_under: Mask | None = None
-        self._plan_steps(budget // (sequence_length * batch_size))  # whole batches only: every step has the same size
+        self._plan_steps(budget // (sequence_length * batch_size))  # whole batches: every step has the same size
         self.prepared: Prepared
 
     def _plan_steps(self, steps: int) -> None:
@@ -135,12 +135,12 @@ class InjectionDataModule(pl.LightningDataModule):
         )
 
     def meet_budget(self, mask: Mask) -> None:
-        """Make the run as long as `max_supervised_tokens` asks for under this mask; nothing to do without it, or again."""
+        """Set the number of steps so that this mask keeps `max_supervised_tokens` targets; do nothing if it is None."""
         wanted = self.max_supervised_tokens
         if wanted is None or self._budget_met_under is mask:
             return
         self._budget_met_under = mask
-        for _ in range(BUDGET_TURNS):  # a longer run has another plan, so it is met in turns
+        for _ in range(BUDGET_TURNS):  # a longer run has another plan, so the number of steps is found by iteration
             kept, rows = self.kept_targets(mask)
             steps = max(1, round(wanted * rows / max(1, kept) / self.batch_size))
             if steps == self.steps:
@@ -148,7 +148,7 @@ class InjectionDataModule(pl.LightningDataModule):
             self._plan_steps(steps)
 
     def kept_targets(self, mask: Mask) -> tuple[int, int]:
-        """How many targets the mask keeps in how many rows of the plan: all, or every n-th so that 65 536 are looked at."""
+        """Return the number of targets that the mask keeps, and of counted rows: all, or every n-th (about 65 536)."""
         every = max(1, self.plan.rows // MOST_COUNTED)
         numbers, training, kept = list(range(0, self.plan.rows, every)), self.rows(), 0
         for start in range(0, len(numbers), 256):
@@ -158,15 +158,15 @@ class InjectionDataModule(pl.LightningDataModule):
         return kept, len(numbers)
 
     def prepare_data(self) -> None:
-        """Make the cached files, once a machine; Lightning calls it."""
+        """Write the cached files, once per machine. Lightning calls it."""
         self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cached files; Lightning calls it in every process."""
+        """Open the cached files. Lightning calls it in every process."""
         self.prepare()
 
     def prepare(self, on_progress: OnProgress = lambda message, **numbers: None) -> Prepared:
-        """Read, tokenize and pack what is not cached yet; `on_progress` is told what is going on."""
+        """Read, tokenize and pack text that is not cached. `on_progress`: called with a message and counts."""
         if not hasattr(self, "prepared"):
             self.prepared = prepare(
                 self.corpus,
@@ -181,7 +181,7 @@ class InjectionDataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer; text that is not cached yet is prepared first, as for the next three."""
+        """The tokenizer. This and the next three properties first prepare text that is not cached."""
         return self.prepare().tokenizer
 
     @property
@@ -196,67 +196,67 @@ class InjectionDataModule(pl.LightningDataModule):
 
     @property
     def documents(self) -> list[InjectedDocument]:
-        """The injected documents and those never seen, as `goldfish.extract` takes them."""
+        """The injected and the never-seen documents, as `goldfish.extract` takes them."""
         return self.prepare().documents
 
     @property
     def background_epochs(self) -> float:
-        """How many times the run goes through the background text."""
+        """How many times the run reads the background text."""
         return self.plan.rows * self.sequence_length / len(self.prepared.background)
 
     def rows(self) -> TrainingRows:
-        """The rows of the run, by number."""
+        """Return the rows of the run, by number."""
         return TrainingRows(self.plan, self.prepared, self.injection.edits, self.seed)
 
     def train_dataloader(self) -> DataLoader:
-        """One batch a step and device; after a resume it starts at the step that comes next, so no row is seen twice."""
+        """Return a loader of one batch per step and device. After a resume it starts at the next step."""
         rank, shares = shares_of(self.trainer)
         done = self.trainer.global_step if self.trainer else 0
         if self.batch_size % shares:
             raise ValueError(
-                f"data.batch_size={self.batch_size} must be a multiple of the {shares} shares of the devices"
+                f"data.batch_size={self.batch_size} must be a multiple of the {shares} data-parallel devices"
             )
         return DataLoader(
             self.rows(),
-            batch_size=None,  # the sampler gives a step's rows at once
+            batch_size=None,  # the sampler yields all rows of a step together
             sampler=_Steps(self.steps, self.batch_size, rank, shares, first_step=done),
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Unmasked validation rows, split over the devices: batches of [ids (B, T)], or of several devices [ids, counts (B,)].
+        """Return a loader of validation rows: batches of [ids (B, T)], or [ids, counts (B,)] on several devices.
 
-        All devices get as many batches, since sharded weights are gathered for each. So a device whose share is a row
-        shorter repeats a row, which does not count.
+        All devices get the same number of batches, because sharded weights are gathered for each batch. A device with
+        one row less repeats a row, whose `counts` is False.
         """
         rank, shares = shares_of(self.trainer)
         rows = validation_rows(self.prepared.validation, self.sequence_length, self.validation_tokens)
         numbers = torch.arange(rank, rank + -(-len(rows) // shares) * shares, shares)
-        dealt = [rows] if shares == 1 else [rows[numbers % len(rows)], numbers < len(rows)]
-        own = TensorDataset(*dealt)
+        divided = [rows] if shares == 1 else [rows[numbers % len(rows)], numbers < len(rows)]
+        own = TensorDataset(*divided)
         return DataLoader(own, sampler=_InOrder(own, shares, rank), batch_size=max(1, 4096 // self.sequence_length))
 
     def test_dataloader(self) -> DataLoader:
-        """ValueError: there is validation text, and none beside it."""
+        """Raise ValueError, because there is no test text, only validation text."""
         raise ValueError(
-            "no text is kept for a test; type trainer.validate(module, datamodule=data) for the loss of the validation text, "
+            "there is no test text; type trainer.validate(module, datamodule=data) for the loss of the validation text, "
             "or give rows of your own: trainer.test(module, dataloaders=DataLoader(TensorDataset(ids)))"
         )
 
 
 def shares_of(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """Which share of a step's rows this process reads, and of how many; tensor-parallel processes read the same one."""
+    """Return which share of a step's rows this process reads, and how many there are. Tensor-parallel ranks share one."""
     if trainer is None or trainer.world_size == 1:
         return 0, 1
-    dealt = trainer.distributed_sampler_kwargs
-    assert dealt is not None
-    return dealt["rank"], dealt["num_replicas"]
+    divided = trainer.distributed_sampler_kwargs
+    assert divided is not None
+    return divided["rank"], divided["num_replicas"]
 
 
 class _InOrder(DistributedSampler[int]):
-    """All rows of a dataset that is dealt already. Being a DistributedSampler, Lightning does not deal them again."""
+    """Yield all rows of a dataset that is already divided. Lightning does not divide a DistributedSampler again."""
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -266,9 +266,9 @@ class _InOrder(DistributedSampler[int]):
 
 
 class _Steps(DistributedSampler[list[int]]):
-    """The rows of each step on one rank. Being a DistributedSampler, Lightning does not deal them again.
+    """Yield the rows of each step of one rank. Lightning does not divide a DistributedSampler again.
 
-    Its length counts all steps, as Lightning's resumed loop expects, although it starts at `first_step`.
+    Its length is the number of all steps, as Lightning's resumed loop expects, although it starts at `first_step`.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int, first_step: int) -> None:
@@ -283,5 +283,5 @@ class _Steps(DistributedSampler[list[int]]):
             yield list(rows_of_step(step, self.batch_size, self.rank, self.num_replicas))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

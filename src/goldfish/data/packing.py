@@ -1,7 +1,7 @@
-"""Corpus -> tokenizer -> documents to inject, and memory-mapped files of tokens; cached by content.
+"""Prepare a corpus: tokenizer, documents to inject, memory-mapped files of tokens; cached by content.
 
     cache_dir/KEY/            background.bin, background_starts.bin, validation.bin, tokenizer/, meta.json
-    cache_dir/KEY.partial/    what a killed preparation left, and the next one continues
+    cache_dir/KEY.partial/    files of a killed preparation, which the next one continues
 
 Memory does not grow with the corpus: it holds a batch of documents, the candidates and 24 bytes a validation document.
 """
@@ -32,11 +32,11 @@ from goldfish.data.streams import finish_background, finish_validation, pack, to
 from goldfish.data.tokenizer import TokenizerSource, TrainedBPE, separator_id
 from goldfish.models.pretrained import load_tokenizer
 
-FORMAT = 2  # raise it when the same settings give other files
+FORMAT = 2  # increase it when the same settings give different files
 
 
 class OnProgress(Protocol):
-    """Is told what goes on; `numbers` may be `done` and `total`, and their `unit`."""
+    """Report progress with a message; `numbers` may be `done` and `total`, and their `unit`."""
 
     def __call__(self, message: str, **numbers: Any) -> None: ...
 
@@ -53,14 +53,14 @@ class InjectedDocument:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training and evaluation read: two memory-mapped token streams, the documents, the tokenizer.
+    """The data of training and evaluation: two memory-mapped token streams, the documents, the tokenizer.
 
-    `background_starts`: int64, where each background document begins (its separator). `statistics`, of "background" and
-    "validation" each: documents, tokens (with separators), characters, and the documents and tokens that overlapped a
-    candidate and that were therefore removed; of "validation" the duplicates of background documents that were left
-    out; `empty_documents`, `candidates`, `candidates_overlapping` other text, `passed_over` for that or for overlapping
-    each other, `overlap`: the share of each document's 13-grams that background or validation text holds,
-    `removed`: what the corpus says it left out, `seconds`.
+    `background_starts`: int64, the position of each background document's separator. `statistics`: for "background" and
+    "validation" each the documents, tokens (with separators) and characters, and the documents and tokens that were
+    removed because they overlap a candidate; for "validation" also the removed duplicates of background documents;
+    `empty_documents`, `candidates`, `candidates_overlapping` other text, `passed_over` for that or for overlapping each
+    other, `overlap`: the share of each document's 13-grams that occur in background or validation text, `removed`:
+    what the corpus removed, `seconds`.
     """
 
     background: np.ndarray
@@ -76,7 +76,7 @@ class Prepared:
         return separator_id(self.tokenizer)
 
     def of_split(self, split: str) -> list[InjectedDocument]:
-        """The documents of split "injected" or "never_seen"."""
+        """Return the documents of split "injected" or "never_seen"."""
         return [document for document in self.documents if document.split == split]
 
 
@@ -89,14 +89,14 @@ def prepare(
     on_progress: OnProgress = lambda message, **numbers: None,
     normalize: Callable[[str], str] = str,
 ) -> Prepared:
-    """Return the prepared data of these settings, from the cache if it is there and whole.
+    """Return the prepared data of these settings, from the cache if it has a complete entry.
 
-    `normalize`: for the texts of `injection.path`, where `corpus` normalizes its own.
+    `normalize`: applied to the texts of `injection.path`; `corpus` normalizes its own texts.
 
     Injected and never-seen documents share no 13-gram with the background, with the validation text or with each
-    other (`Injection.overlap` may allow it); no validation document equals a background document. Two processes that
-    ask at once: one prepares, the other waits. A killed preparation is continued, with the same result. ValueError if
-    the corpus is empty, holds too few documents, or ids that the tokenizer does not have; OSError if the disk is full.
+    other (`Injection.overlap` may allow it); no validation document equals a background document. If two
+    processes need the same data, the second one waits. A killed preparation is continued, with the same result.
+    ValueError if the corpus is empty, has too few documents or unknown ids; OSError if the disk is full.
     """
     key = _cache_key(corpus, tokenizer_source, injection, validation_share)
     folder = cache_dir / key
@@ -108,7 +108,7 @@ def prepare(
             settings = _Settings(Remembered(corpus), tokenizer_source, injection, validation_share, normalize)
             _prepare(settings, folder, on_progress)
             meta = unseal(folder)
-        shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # a killed process may have left some of it
+        shutil.rmtree(cache_dir / f"{key}.partial", ignore_errors=True)  # files of a killed process
     finally:
         lock.release()
     return Prepared(
@@ -177,17 +177,17 @@ def _prepare(settings: _Settings, folder: Path, on_progress: OnProgress) -> None
         try:
             _write(settings, partial, on_progress)
         except Damaged as damage:
-            on_progress(f"starting anew: what a stopped preparation left is damaged ({damage})")
+            on_progress(f"starting again: the files of a stopped preparation are damaged ({damage})")
             remove(partial)
             _write(settings, partial, on_progress)
-    except ValueError:  # would be the same again; anything else (a full disk, Ctrl-C) may be continued
+    except ValueError:  # it would fail again; after other errors (a full disk, Ctrl-C) it can be continued
         shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial / "final", folder)
 
 
 def _write(settings: _Settings, partial: Path, on_progress: OnProgress) -> None:
-    """Fill partial/final/, from where a stopped preparation left it."""
+    """Fill partial/final/, and continue a stopped preparation."""
     final = partial / "final"
     if not (partial / "setup" / "meta.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
@@ -198,12 +198,12 @@ def _write(settings: _Settings, partial: Path, on_progress: OnProgress) -> None:
     tokenizer = load_tokenizer(partial / "setup" / "tokenizer")
     candidates = Candidates(setup["names"], np.load(partial / "setup" / "candidates.npy"), setup["texts"])
     overlap = Overlap(candidates.ids)
-    # The user's own documents stay, so the text that overlaps them goes; of those drawn from the corpus others are chosen.
+    # Text that overlaps the user's own documents is removed; documents drawn from the corpus are replaced by others.
     drop = settings.injection.overlap == "remove" and not from_corpus(settings.injection)
     parts = Split(**setup["split"])
 
-    tell = _teller(on_progress, "tokenizing", parts.documents)
-    statistics, seconds = pack(settings.corpus, parts, tokenizer, overlap, drop, partial, tell)
+    report_done = _document_counter(on_progress, "tokenizing", parts.documents)
+    statistics, seconds = pack(settings.corpus, parts, tokenizer, overlap, drop, partial, report_done)
     on_progress("looking for duplicates")
     dtype = token_type(tokenizer)
     finish_background(partial)
@@ -226,32 +226,33 @@ def _write(settings: _Settings, partial: Path, on_progress: OnProgress) -> None:
 
 
 def _set_up(settings: _Settings, folder: Path, on_progress: OnProgress) -> None:
-    """Decide the split, make the tokenizer and find the candidates; sealed when all are there."""
+    """Choose the split, build the tokenizer and find the candidates; seal the folder when all are written."""
     started = time.monotonic()
     corpus, injection, source = settings.corpus, settings.injection, settings.tokenizer_source
     trained = isinstance(source, TrainedBPE)
-    tell = _teller(on_progress, "reading the corpus")
-    parts = split(corpus, injection, settings.validation_share, trained, tell)
+    report_done = _document_counter(on_progress, "reading the corpus")
+    parts = split(corpus, injection, settings.validation_share, trained, report_done)
     removed = _removed(corpus)
-    tell = _teller(on_progress, "training the tokenizer" if trained else "loading the tokenizer", parts.documents)
+    stage = "training the tokenizer" if trained else "loading the tokenizer"
+    report_done = _document_counter(on_progress, stage, parts.documents)
 
     def background() -> Iterator[str]:
         for number, document in enumerate(corpus.documents(), start=1):
             if parts.part(document.group) == BACKGROUND:
                 yield document.text
-            tell(number)
+            report_done(number)
 
     source.build(background()).save_pretrained(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
-    tell = _teller(on_progress, "choosing the documents to inject", parts.documents)
-    candidates = find_candidates(corpus, parts, injection, tokenizer, settings.normalize, tell)
+    report_done = _document_counter(on_progress, "choosing the documents to inject", parts.documents)
+    candidates = find_candidates(corpus, parts, injection, tokenizer, settings.normalize, report_done)
     np.save(folder / "candidates.npy", candidates.ids)
     meta = {"split": asdict(parts), "names": candidates.names, "texts": candidates.texts, "removed": removed}
     seal(folder, meta | {"seconds": time.monotonic() - started})
 
 
 def _removed(corpus: Any) -> dict[str, int]:
-    """What the corpus and those that it wraps say they left out of the last reading, added up."""
+    """Return the counts of texts that the corpus and its inner corpora removed in the last reading, added up."""
     found = {name: getattr(corpus, name) for name in ("removed", "removed_length", "skipped") if hasattr(corpus, name)}
     inner = [corpus.corpus] if hasattr(corpus, "corpus") else getattr(corpus, "sources", {}).values()
     for part in inner:
@@ -260,16 +261,16 @@ def _removed(corpus: Any) -> dict[str, int]:
     return found
 
 
-def _teller(on_progress: OnProgress, message: str, total: int | None = None) -> Callable[[int], None]:
-    """A function that is told how many documents are done and says so, at most twice a second."""
+def _document_counter(on_progress: OnProgress, message: str, total: int | None = None) -> Callable[[int], None]:
+    """Return a function to call with the number of documents done; it reports at most twice a second."""
     numbers = {"unit": "documents"} | ({} if total is None else {"total": total})
     on_progress(message, done=0, **numbers)
     last = time.monotonic()
 
-    def tell(done: int) -> None:
+    def report_done(done: int) -> None:
         nonlocal last
         if time.monotonic() - last >= 0.5:
             last = time.monotonic()
             on_progress(message, done=done, **numbers)
 
-    return tell
+    return report_done

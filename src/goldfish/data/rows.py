@@ -1,4 +1,4 @@
-"""The rows of a run: which token ids and which document stand in row n of training, and the rows of validation."""
+"""The rows of a run: the token ids and the exposure of each training row, and the validation rows."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from goldfish.data.packing import Prepared
 
 
 class TrainingRows(Dataset[dict[str, Tensor]]):
-    """Row numbers -> a batch of B rows: `ids` (B, T) and, (B,) each, what the plan says of them, all int64.
+    """Return a batch for B row numbers: `ids` (B, T) and the columns of the plan, (B,) each, all int64.
 
-    `visit`: the row's number; `document`, `occurrence`, `offset`: its exposure, -1 where there is none; `length`: the
-    document's tokens in this row (edits may shorten it), 0 where there is none.
+    `visit`: the row's number; `document`, `occurrence`, `offset`: its exposure, -1 if it has none; `length`: the
+    document's tokens in this row (edits may shorten it), 0 if it has none.
     """
 
     def __init__(self, plan: Plan, prepared: Prepared, edits: Edits, seed: int) -> None:
@@ -50,11 +50,11 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def exposed(self, document: int, occurrence: int) -> tuple[np.ndarray, list[Edit]]:
-        """The ids of one exposure of a document, int64, and how they were edited."""
+        """Return the ids of one exposure of a document, int64, and their edits."""
         return self.edits(self.documents[document], (self.seed, document, occurrence), self.tokenizer)
 
 
 def validation_rows(stream: np.ndarray, sequence_length: int, tokens: int) -> Tensor:
-    """The first `tokens` of a token stream as rows of `sequence_length` (a shorter last row is left out), int64."""
+    """Return the first `tokens` of a stream as rows of `sequence_length`, int64; a shorter last row is left out."""
     rows = max(1, min(tokens, len(stream)) // sequence_length)
     return torch.from_numpy(stream[: rows * sequence_length].astype(np.int64)).view(rows, -1)

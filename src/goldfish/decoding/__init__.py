@@ -1,4 +1,4 @@
-"""Defences at decoding time: they keep memorized text from being decoded."""
+"""Defences at decoding time, which prevent the decoding of memorized text."""
 
 from goldfish.decoding.defence import Defence, Rows
 from goldfish.decoding.memfree import MemFree, NgramFilter, Refuse

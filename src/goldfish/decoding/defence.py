@@ -1,4 +1,4 @@
-"""What a defence at decoding time is. Shapes: B rows, P tokens read so far, V vocabulary, T tokens of a training row."""
+"""The interface of defences at decoding time. Shapes: B rows, P tokens read so far, V vocabulary, T tokens of a row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -11,25 +11,25 @@ Rows = Callable[[], Iterable[np.ndarray]]
 
 
 class Defence(ABC):
-    """Changes the scores of the next token, so that memorized text is not decoded.
+    """Change the scores of the next token, so that memorized text is not decoded.
 
-    `evaluation/defence=NAME` chooses one; it acts where `evaluation.decoding` is "defended" (greedy), "defended_sample"
+    `evaluation/defence=NAME` selects one. It is used if `evaluation.decoding` is "defended" (greedy), "defended_sample"
     or "defended_beam".
     """
 
-    def prepare(  # noqa: B027 (most defences need not know the text)
+    def prepare(  # noqa: B027 (most defences do not need the text)
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
     ) -> None:
-        """Read what the defence needs to know. Called once, before anything is decoded.
+        """Read the data that the defence needs. Called once, before anything is decoded.
 
-        `rows()`: the run's training text as integer arrays (..., T), the same ones each time; `rows` is None where there
-        is no run. `cache_dir`: a folder for what takes long to build. `source`: describes the rows. Raises ValueError if
-        the defence cannot work with these.
+        `rows()`: returns the run's training text as integer arrays (..., T), the same at each call; None = there is no
+        run. `cache_dir`: a folder for data that takes long to build. `source`: a description of the rows. Raises
+        ValueError if the defence cannot work with these.
         """
 
     @abstractmethod
     def processor(self, wanted: int | None) -> LogitsProcessor:
-        """Return what transformers calls with ids (B, P) and scores (B, V) for each token; it returns the new scores.
+        """Return the processor that transformers calls with ids (B, P) and scores (B, V); it returns the new scores.
 
-        `wanted`: only so many of the highest scores will be used: 1 for greedy decoding, 2 x beams for beams; None: all.
+        `wanted`: how many of the highest scores are used: 1 for greedy decoding, 2 x beams for beams; None = all.
         """

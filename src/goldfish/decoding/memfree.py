@@ -24,7 +24,7 @@ from goldfish.data.overlap import ngram_hashes
 from goldfish.decoding.defence import Defence, Rows
 from goldfish.tools.files import FileError, reading
 
-FORMAT = 1  # increase it when the same n-grams give other bits
+FORMAT = 1  # increase it when the same n-grams give different bits
 AT_ONCE = 1 << 22  # n-grams counted at a time: about 64 bytes each
 PROBES = 100_000  # random n-grams that measure the rate of false positives
 
@@ -60,11 +60,11 @@ class NgramFilter:
 
         `rows()` returns the text as integer arrays (..., T), the same at each call; n-grams do not cross rows. Memory:
         about 300 MB and the filter, for any length of text. The text is read once for every 4 million n-grams.
-        `source`: a name for the header. Raises ValueError that says what to lower if no n-gram is so frequent.
+        `source`: a name for the header. Raises ValueError if no n-gram is so frequent; the message says what to lower.
         """
         kept_N, prefix_N, counted, most = _frequent(rows, ngram, min_count)
         if not counted:
-            raise ValueError(f"ngram={ngram}: no row of the text has so many tokens; lower it")
+            raise ValueError(f"ngram={ngram}: no row of the text has so many tokens; type a smaller ngram")
         if not len(kept_N):
             raise ValueError(
                 f"min_count={min_count}: no {ngram}-gram of the text occurs so often, so the filter would be empty and refuse "
@@ -106,7 +106,7 @@ class NgramFilter:
             header = unseal(folder)
         except (Damaged, OSError) as damage:
             raise FileError(
-                f"{folder}: no whole MemFree filter there ({damage}); remove it, and it is built again"
+                f"{folder}: not a complete MemFree filter ({damage}); remove the folder to build it again"
             ) from damage
         if header.get("format") != FORMAT:
             raise ValueError(
@@ -121,7 +121,7 @@ class NgramFilter:
             raise ValueError(
                 f"{where}: this MemFree filter was built with another tokenizer ({self.header['tokenizer_name']!r}, "
                 f"{self.header['vocabulary']} tokens) than the model's ({str(tokenizer.name_or_path)!r}, {len(tokenizer)} "
-                "tokens), so its ids are other text; build one with the model's own"
+                "tokens), so its ids mean other text; build one with the model's tokenizer"
             )
 
     def begins(self, window_BW: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ class Refuse(LogitsProcessor):
 
     The window of n - 1 tokens includes the prompt; every row (also every beam) has its own. If a window begins a
     filtered n-gram, tokens are tried from the most likely down until `wanted` are allowed; untried tokens are refused,
-    too. 1 is enough for greedy decoding, 2 x beams for beam search; None tries all, which sampling needs. Padding
+    too. `wanted` is 1 for greedy decoding, 2 x beams for beam search; None tries all, which sampling needs. Padding
     before a short prompt counts as tokens, which can only refuse more. Raises ValueError if no token is left.
     """
 
@@ -170,7 +170,7 @@ class Refuse(LogitsProcessor):
         return scores
 
     def _allowed(self, window_W: np.ndarray, scores_V: Tensor) -> Tensor:
-        order_V = scores_V.argsort(descending=True, stable=True)  # stable: of equals the first, as argmax
+        order_V = scores_V.argsort(descending=True, stable=True)  # stable: the first of equal scores, like argmax
         token_M = order_V[: int((scores_V > -torch.inf).sum())].cpu().numpy()
         found: list[int] = []
         low, step = 0, 16
@@ -204,7 +204,7 @@ class MemFree(Defence):
     ) -> None:
         if path is not None and not (Path(path) / "ngrams.bloom").is_file():
             raise ValueError(
-                f"path={path!r}: no MemFree filter there (no ngrams.bloom); give a folder that NgramFilter.save wrote, or null to "
+                f"path={path!r}: no MemFree filter (no ngrams.bloom); type a folder that NgramFilter.save wrote, or null to "
                 "build one from the run"
             )
         self.ngram, self.min_count, self.error_rate = ngram, min_count, error_rate
@@ -214,12 +214,12 @@ class MemFree(Defence):
     def prepare(
         self, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, cache_dir: Path | None = None, source: str = ""
     ) -> None:
-        """Load or build the filter of n-grams, as `filter` says."""
+        """Load or build the filter of n-grams; see `filter`."""
         self.ngrams = self.filter(tokenizer, rows, cache_dir, source)
 
     def processor(self, wanted: int | None) -> Refuse:
         if self.ngrams is None:
-            raise ValueError("decoding=memfree: there is no filter of n-grams to refuse; call `prepare` first")
+            raise ValueError("decoding=memfree: the filter of n-grams is not loaded; call `prepare` first")
         return Refuse(self.ngrams, wanted)
 
     def filter(
@@ -235,7 +235,7 @@ class MemFree(Defence):
             return found
         if rows is None:
             raise ValueError(
-                "decoding=memfree needs the training text: give run=RUN_DIR, or evaluation.memfree.path=FOLDER, a filter that was "
+                "decoding=memfree needs the training text: type run=RUN_DIR, or evaluation.memfree.path=FOLDER, a filter that was "
                 "built from it"
             )
         settings: dict[str, Any] = dict(ngram=self.ngram, min_count=self.min_count, error_rate=self.error_rate)

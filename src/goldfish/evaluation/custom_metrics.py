@@ -10,7 +10,7 @@ import numpy as np
 from goldfish.evaluation.metrics import OTHERS, SHARES
 from goldfish.evaluation.setting import Setting
 
-# What columns of extraction.parquet and of the report are called already.
+# Names that extraction.parquet and the report already use for columns.
 TAKEN = {
     *(
         *SHARES,
@@ -44,7 +44,7 @@ TAKEN = {
 
 
 class Continuation(NamedTuple):
-    """What a model continued a prompt with, beside the true suffix."""
+    """A model's continuation of a prompt, and the true suffix."""
 
     true_ids: list[int]
     generated_ids: list[int]
@@ -55,9 +55,9 @@ class Continuation(NamedTuple):
 
 
 class Metric(Protocol):
-    """A number for each continuation: its column in extraction.parquet, its mean in the report.
+    """Compute a number for each continuation: a column of extraction.parquet, whose mean is in the report.
 
-    `bounds`: the least and the greatest value, (0.0, 1.0) for a share; None: any number.
+    `bounds`: the least and the greatest value, (0.0, 1.0) for a share; None = any number.
     """
 
     bounds: tuple[float, float] | None
@@ -66,7 +66,7 @@ class Metric(Protocol):
 
 
 class LongestCopy:
-    """The longest run of the true suffix's tokens that stands anywhere in the continuation, as a share of the suffix."""
+    """Return the length of the longest common substring of suffix and continuation, as a share of the suffix."""
 
     bounds = (0.0, 1.0)
 
@@ -77,10 +77,10 @@ class LongestCopy:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """ValueError if a metric would have the name of another column."""
+    """Raise ValueError if a metric has the name of another column."""
     for name in names:
         if name in TAKEN or name.startswith("never_seen_") or name.endswith(("_low", "_high")):
-            raise ValueError(f"metrics.{name}: a column of the tables has this name; give the metric another one")
+            raise ValueError(f"metrics.{name}: a column of the tables has this name; type another name for the metric")
 
 
 def measure(metrics: Mapping[str, Metric], continuation: Continuation, document: str) -> dict[str, float]:

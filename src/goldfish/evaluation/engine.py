@@ -1,7 +1,7 @@
-"""The one engine of goldfish.extract, of goldfish-eval and of a run's end: extraction in every setting, membership scores, their summary.
+"""The evaluation engine of goldfish.extract, goldfish-eval and training runs: extraction, membership scores, summary.
 
-The work is cut into parts of documents (`parts`). With a folder for them, finished parts are kept in files: several processes
-share the work, and a killed evaluation continues.
+The work is divided into parts of documents (see `parts`). If a folder is given, finished parts are stored in files, so
+that several processes share the work and a killed evaluation can be continued.
 """
 
 import os
@@ -34,15 +34,15 @@ from goldfish.models.pretrained import load_model, load_tokenizer
 from goldfish.tools.files import FileError, read_rows
 from goldfish.tools.writing import write_rows
 
-BLOCK = 256  # rows of training text that are read at once
+BLOCK = 256  # rows of training text that are read together
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """What is evaluated: a model with its tokenizer, documents, how often training saw each, the mask of the training,
-    and the training text, in which continuations are looked up."""
+    """The object of an evaluation: a model with its tokenizer, documents, their exposures in training, the mask of
+    the training, and the training text, in which n-grams of continuations are searched."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class EvaluationTarget:
 
 
 def prepare_defences(extraction: Extraction, data: InjectionDataModule) -> None:
-    """Let the defences of a run's decodings read its planned rows. `data` is prepared; ValueError names the decoding."""
+    """Prepare the defences with the run's planned rows. `data` must be prepared; ValueError names the decoding."""
     if not extraction.defences:
         return
     training = data.rows()
@@ -71,7 +71,7 @@ def prepare_defences(extraction: Extraction, data: InjectionDataModule) -> None:
 
 
 def parts_of(target: EvaluationTarget, extraction: Extraction) -> list[Part]:
-    """The pieces of the evaluation, in a fixed order. ValueError if every document is too short for a setting."""
+    """Return the evaluation's parts in a fixed order. ValueError if every document is too short for a setting."""
     return parts(target.documents, extraction, tokens_of_a_part(target.model))
 
 
@@ -83,21 +83,21 @@ def evaluate_parts(
     world: int = 1,
     progress: TokenProgress | None = None,
 ) -> tuple[list[Row], list[Row]]:
-    """Do every `world`-th part; return the rows of extraction and of membership scores, of parts kept in `folder` too."""
+    """Evaluate every `world`-th part, except those in `folder`; return all rows of extraction and of membership."""
     rows: tuple[list[Row], list[Row]] = ([], [])
     for part in parts_of(target, extraction)[rank::world]:
-        made = None if folder is None else _kept_rows(_file(part, folder), part, target)
-        if made is None:
-            made = evaluate_part(target, extraction, part, progress)
+        own_rows = None if folder is None else _kept_rows(_file(part, folder), part, target)
+        if own_rows is None:
+            own_rows = evaluate_part(target, extraction, part, progress)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_rows(_file(part, folder), made)
-        rows[part.setting is None].extend(made)
+                write_rows(_file(part, folder), own_rows)
+        rows[part.setting is None].extend(own_rows)
     return rows
 
 
 def is_kept(part: Part, folder: Path | None) -> bool:
-    """Whether an earlier attempt has done the part."""
+    """Return whether `folder` has the rows of the part from an earlier attempt."""
     return folder is not None and _file(part, folder).exists()
 
 
@@ -107,7 +107,7 @@ def _file(part: Part, folder: Path | None) -> Path:
 
 
 def _kept_rows(path: Path, part: Part, target: EvaluationTarget) -> list[Row] | None:
-    """The rows of a part that was done before; None if it was not, or if the file is damaged or another part's."""
+    """Return the stored rows of a part; None if there are none, or if the file is damaged or of another part."""
     if not path.exists():
         return None
     try:
@@ -128,9 +128,9 @@ def summarize_parts(
     out: Path,
     similarity: Similarity | None = None,
 ) -> dict[str, Any]:
-    """Write extraction.parquet and membership.parquet into `out`; return the summary, which the caller writes when all is done.
+    """Write extraction.parquet and membership.parquet into `out`; return the summary, which the caller writes.
 
-    `similarity`: also compare what continuations say with what the true suffixes say.
+    `similarity`: also compare the meaning of continuations and true suffixes; None = do not.
     """
     if similarity is not None:
         found = similarity([row["suffix"] for row in rows], [row["generated"] for row in rows])
@@ -157,7 +157,7 @@ def evaluate_part(
     """Return the rows of one part."""
     if progress is not None:
         progress.begin(part.tokens)
-    with _named([target.documents[place].id for place in part.places]):
+    with _name_documents([target.documents[place].id for place in part.places]):
         rows = _rows(target, extraction, part, silent if progress is None else progress.count)
     if progress is not None:
         progress.end()
@@ -165,8 +165,8 @@ def evaluate_part(
 
 
 @contextmanager
-def _named(ids: Sequence[str]) -> Iterator[None]:
-    """Errors that number the documents of a part name them."""
+def _name_documents(ids: Sequence[str]) -> Iterator[None]:
+    """In ValueErrors of the block, replace the number of a document in the part by its id."""
     try:
         yield
     except ValueError as error:
@@ -196,7 +196,7 @@ def _membership(
     target: EvaluationTarget, extraction: Extraction, documents: Sequence[InjectedDocument], count: CountTokens
 ) -> list[Row]:
     model, tokenizer, size = target.model, target.tokenizer, extraction.batch_size
-    scored = _cut(model, [extraction.scored(document) for document in documents])
+    scored = _truncated(model, [extraction.scored(document) for document in documents])
     read = _read(model, tokenizer, scored, size, count)
     texts = [str(tokenizer.decode(ids)) for ids in scored]
     lower = _read(model, tokenizer, encode(tokenizer, [text.lower() for text in texts]), size, count)
@@ -206,14 +206,14 @@ def _membership(
         other = _read(reference, other_tokenizer, encode(other_tokenizer, texts), size, count)
     rows = []
     for index, (document, text) in enumerate(zip(documents, texts, strict=True)):
-        own, small = _row(read, index), _row(lower, index)
+        own, small = _values_of(read, index), _values_of(lower, index)
         found = scores(
             own.logprob_NS,
             own.mean_NS,
             own.std_NS,
             text,
             lower_logprob=small.logprob_NS,
-            reference_logprob=None if other is None else _row(other, index).logprob_NS,
+            reference_logprob=None if other is None else _values_of(other, index).logprob_NS,
             percents=extraction.percents,
             document=document.id,
         )
@@ -223,7 +223,7 @@ def _membership(
     return rows
 
 
-@lru_cache(maxsize=1)  # every part of an evaluation reads with it
+@lru_cache(maxsize=1)  # used by all parts of an evaluation
 def _reference(folder: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = load_model(folder)
     return model.to(device).eval(), load_tokenizer(folder)
@@ -237,24 +237,24 @@ def _read(
     count: CountTokens,
 ) -> Forced:
     separator = separator_id(tokenizer)
-    rows = [torch.tensor([separator, *ids]) for ids in _cut(model, documents)]
+    rows = [torch.tensor([separator, *ids]) for ids in _truncated(model, documents)]
     return forced(model, rows, 1, batch_size, count)
 
 
-def _cut(model: PreTrainedModel, documents: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Documents cut to the model's positions, of which the separator takes one."""
+def _truncated(model: PreTrainedModel, documents: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Cut documents to the model's positions, of which the separator takes one."""
     positions = getattr(model.config, "max_position_embeddings", None) or 1 << 20
     return [list(ids[:positions]) for ids in documents]
 
 
-def _row(read: Forced, index: int) -> Forced:
-    """One document's own tokens, without the filling."""
+def _values_of(read: Forced, index: int) -> Forced:
+    """Return the values of one document, without padding."""
     length = int((read.guess_NS[index] >= 0).sum())
     return Forced(*(field[index, :length] for field in read))
 
 
 def processes(devices: int | str, accelerator: str) -> int:
-    """How many processes share the work."""
+    """Return how many processes share the work."""
     if devices != "auto":
         return int(devices)
     return max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Extraction: prompt with a part of a document, decode, compare with what follows in the document.
+"""Extraction: prompt a model with a part of a document, decode, and compare with the document's continuation.
 
 Shapes: N documents, P prefix tokens, S suffix tokens.
 """
@@ -29,23 +29,25 @@ from goldfish.masks import Mask
 
 
 class Extraction:
-    """How documents are extracted. Of six keys a list is a sweep: every combination is tried in one call, and the first of
-    each list is the one whose numbers stand in tables.
+    """The settings of extraction. Lists in the first six keys are a sweep: one call evaluates all combinations.
+
+    Tables show the first value of each list.
 
     The prompt is the separator and `prefix_tokens` tokens of the document from token `offset` on (0 = as in training;
-    positional fragility, arXiv 2505.13171); `suffix_tokens` are decoded after it. `offset` -1: the suffix is the document's
-    end, the same one whatever the prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's tokens
-    that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", of which the best of
-    `samples` continuations counts, drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`; each with
-    "memfree" before it (alone: greedy): no n-gram of the training text that `memfree` names is completed; or with "defended"
-    before it: the scores of tokens are changed by `defence`. `metrics`: more metrics, by the names of their columns. `bos`: "none"
-    leaves the separator out, so that the prompt begins with the document's own tokens; memorization during training follows
-    the first value.
-    `membership`: also score documents for membership inference, on `membership_tokens`: "asked", the prefix and suffix of the
-    first setting; "document", all that the model can read; or a number, the document's first ones. They always stand after
-    the separator, as in training. `percents`: for min-k %; `reference`: a model folder for the reference-model ratio.
-    `training_overlap`: share of a continuation's 13-grams that occur in the training text, of a run;
-    reads all of it. `batch_size`: rows at a time. `precision`: what goldfish-eval loads the model in.
+    positional fragility, arXiv 2505.13171); then `suffix_tokens` are decoded. `offset` -1: the suffix is the end of the
+    document, the same for any prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's
+    tokens that are edited by one of `edit_kinds` (near-duplicate prompts). `decoding`: "greedy"; "sample", the best of
+    `samples` continuations drawn with `temperature`, `top_k` (0 = all) and `top_p`; "beam" with `beams`; each may begin
+    with "memfree" ("memfree" alone is greedy): n-grams of the training text selected by `memfree` are not completed; or
+    with "defended": `defence` changes the scores of tokens. `metrics`: added metrics, by the names of their columns.
+    `bos`: "none" leaves the separator out, so that the prompt begins with the document's own tokens; the first value is
+    also used for memorization during training.
+    `membership`: also score documents for membership inference, on `membership_tokens`: "asked", the prefix and suffix
+    of the first setting; "document", all that the model can read; or a number, the document's first tokens. They always
+    follow the separator, as in training. `percents`: for min-k %; `reference`: a model folder for the reference-model
+    ratio. `training_overlap`: for runs, the share of a continuation's 13-grams that occur in the training text; it
+    reads the whole text. `batch_size`: rows of a forward pass. `precision`: the type in which goldfish-eval loads the
+    model.
     The released code takes everything but the last 50 tokens of 2048 as the prompt.
     """
 
@@ -79,7 +81,7 @@ class Extraction:
         axes: dict[str, list[Any]] = dict(prefix_tokens=_listed(prefix_tokens), suffix_tokens=_listed(suffix_tokens))
         axes |= dict(offset=_listed(offset), edit_rate=_listed(edit_rate), decoding=_listed(decoding), bos=_listed(bos))
         if empty := [name for name, values in axes.items() if not values]:
-            raise ValueError(f"{empty[0]}=[]: give one value, or a list of them")
+            raise ValueError(f"{empty[0]}=[]: an empty list; type one value, or a list of values")
         self.settings = [Setting(*values) for values in product(*axes.values())]
         self._edits = {rate: Edits(rate, edit_kinds or ["replace"]) for rate in axes["edit_rate"]}
         self.samples, self.scheme, self.beams = samples, Scheme(temperature, top_k, top_p), beams
@@ -90,19 +92,19 @@ class Extraction:
         check_names(self.metrics)
         if reference is not None and not (Path(reference) / "config.json").is_file():
             raise ValueError(
-                f"reference={reference!r}: no Hugging Face model there (no config.json); give a folder made by save_pretrained"
+                f"reference={reference!r}: not a Hugging Face model (no config.json); type a folder written by save_pretrained"
             )
 
     @property
     def main(self) -> Setting:
-        """The setting whose numbers stand in tables."""
+        """The setting whose results are in tables."""
         return self.settings[0]
 
     def _defences(self, memfree: MemFree, defence: Defence | None) -> dict[str, Defence]:
-        """The defences that settings decode with, by `Setting.defence`."""
+        """Return the defences that the settings use, by `Setting.defence`."""
         used = {setting.defence for setting in self.settings} - {""}
         if "defended" in used and defence is None:
-            raise ValueError("decoding=defended: no defence is chosen; type evaluation/defence=memfree, or your own")
+            raise ValueError("decoding=defended: no defence is chosen; type evaluation/defence=memfree, or another one")
         if "defended" not in used and defence is not None:
             raise ValueError(
                 "defence: no decoding uses it; type evaluation.decoding=defended, or a list: [greedy,defended]"
@@ -110,20 +112,20 @@ class Extraction:
         return {name: one for name, one in (("memfree", memfree), ("defended", defence)) if one and name in used}
 
     def scheme_of(self, setting: Setting) -> Scheme:
-        """What a row's `log_p_z` is the probability under: how samples are drawn, without its defence; greedy
-        decoding and beams draw nothing, so of them it is the model's own distribution."""
+        """Return the distribution of a row's `log_p_z`: that of the samples, without the defence; for greedy decoding
+        and beams, which draw no samples, that of the model."""
         return self.scheme if setting.base == "sample" else Scheme()
 
     def tokens_of(self, setting: Setting) -> int:
-        """How many tokens the model reads and decodes for a document, at most: one teacher-forced pass, then the prompt and
-        its continuations; transformers' `generate` reads the prompt once for each of them."""
+        """Return the most tokens that the model reads and decodes for a document: one teacher-forced pass, the prompt,
+        the continuations. transformers' `generate` reads the prompt once for each continuation."""
         prompt, suffix = setting.separators + setting.prefix_tokens, setting.suffix_tokens
         made = {"greedy": 1, "sample": self.samples, "beam": self.beams}[setting.base]
         by_generate = bool(setting.defence) or setting.base == "beam"
         return prompt + suffix + (made if by_generate else 1) * prompt + made * suffix
 
     def scored(self, document: InjectedDocument) -> list[int]:
-        """The document's tokens that are scored for membership inference; none if the first setting asks for none of them."""
+        """Return the tokens that are scored for membership inference; empty if the document is too short."""
         if self.membership_tokens == "document":
             return document.ids
         start, length = max(0, self.main.start(document)), self.main.prefix_tokens + self.main.suffix_tokens
@@ -132,7 +134,7 @@ class Extraction:
         return document.ids[start : start + length]
 
     def prompts(self, documents: Sequence[InjectedDocument], separator_id: int) -> Tensor:
-        """ids_NT of the main setting: separator (if `bos` has one), prefix and true suffix; ValueError names a document that is too short."""
+        """Return ids_NT of the main setting: separator (by `bos`), prefix, true suffix; ValueError if too short."""
         for document in documents:
             if len(document.ids) < self.main.tokens:
                 raise ValueError(
@@ -142,7 +144,7 @@ class Extraction:
         return torch.stack([_prompt(document, self.main, separator_id) for document in documents])
 
     def edited(self, ids: Tensor, rate: float, place: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """A prompt's tokens with near-duplicate edits: a function of the seed and the document's place."""
+        """Return a prompt's tokens with near-duplicate edits, a function of the seed and the document's place."""
         return torch.from_numpy(self._edits[rate](ids.numpy(), (self.seed, place), tokenizer)[0])
 
 
@@ -158,13 +160,12 @@ def extract_setting(
     mask: Mask,
     count: CountTokens = silent,
 ) -> list[dict[str, Any]]:
-    """Return for each document (by its place among all of them) what the model continued its prompt with, and how near
-    that is to its true suffix: a flat dict of the setting, the metrics of goldfish.evaluation.metrics, texts and tokens.
+    """Extract each document; return a flat dict of setting, metrics (goldfish.evaluation.metrics), texts and tokens.
 
-    `kept`: the fate of each true suffix token under `mask`, as in training (what a mask by position does depends on
-    where the document landed, so only masks of the text say something here). `true_pieces`, `pieces`: the tokens' texts.
-    Of samples the best continuation by RougeL stands here, and `exact_share` is the share of exact ones. The
-    defences of the settings are prepared.
+    `documents`: by their places among all documents. The defences of the settings must be prepared. Columns: `kept`:
+    whether `mask` keeps each true suffix token (meaningful only for masks of the text, because masks by position depend
+    on the place in the training row). `true_pieces`, `pieces`: the tokens' texts. Of samples it is the best one by
+    RougeL, and `exact_share` is the share of exact ones.
     """
     whole, first = [_prompt(document, setting, separator_id) for document in documents.values()], setting.separators
     true_NS = torch.stack(whole)[:, first + setting.prefix_tokens :]
@@ -177,8 +178,8 @@ def extract_setting(
     starts = [len(prompt) for prompt in prompts]
     if 0 in starts:
         raise ValueError(
-            f"document {starts.index(0)}: edits deleted all {setting.prefix_tokens} tokens of its prompt, and bos=none puts no "
-            "separator there; type evaluation.bos=document, a longer evaluation.prefix_tokens or a lower evaluation.edit_rate"
+            f"document {starts.index(0)}: edits deleted all {setting.prefix_tokens} tokens of its prompt, and bos=none adds no "
+            "separator; type evaluation.bos=document, a longer evaluation.prefix_tokens or a lower evaluation.edit_rate"
         )
     read = [torch.cat([prompt, true_S]) for prompt, true_S in zip(prompts, true_NS, strict=True)]
     found = forced(model, read, starts, settings.batch_size, count, scheme=settings.scheme_of(setting))
@@ -226,7 +227,7 @@ def _decode(
     setting: Setting,
     count: CountTokens,
 ) -> Tensor:
-    """made_NnS: n is 1, or the number of samples."""
+    """Return the continuations made_NnS; n is 1, or the number of samples."""
     tokens, base = setting.suffix_tokens, setting.base
     how: dict[str, Any] = dict(batch_size=settings.batch_size, count=count)
     if setting.defence:
@@ -238,7 +239,7 @@ def _decode(
         return beam(model, prompts, tokens, settings.beams, **how)[:, None]
     if setting.defence:
         return greedy(model, prompts, tokens, **how)[:, None]
-    # A row whose every guess is right, given the true tokens, is what greedy decoding makes: only the others are decoded.
+    # If all guesses of a row are right, given the true tokens, greedy decoding returns the suffix: skip such rows.
     made_NS, wrong_N = true_NS.clone(), (guess_NS != true_NS).any(dim=1)
     if wrong_N.any():
         left = [prompts[index] for index in wrong_N.nonzero()[:, 0].tolist()]
@@ -247,10 +248,10 @@ def _decode(
 
 
 def _kept(mask: Mask, document: InjectedDocument, setting: Setting, separator_id: int) -> list[bool]:
-    """Fates of the suffix tokens in the document as it is trained on: from its separator on."""
+    """Return whether the mask keeps each suffix token of the document, which follows its separator as in training."""
     end = setting.start(document) + setting.prefix_tokens + setting.suffix_tokens
     ids_1T = torch.tensor([[separator_id, *document.ids[:end]]])
-    # A mask refuses rows that no window of h tokens fits into; what follows a row cannot change the fates in it.
+    # A mask refuses rows shorter than its window of h tokens, so the row is padded. Padding after it changes nothing.
     longer_1T = pad(ids_1T, (0, max(0, getattr(mask, "h", 0) + 1 - ids_1T.shape[1])))
     keep_T = mask(longer_1T, boundary_id=separator_id)[0, : ids_1T.shape[1]]
     return [bool(keep) for keep in keep_T[-setting.suffix_tokens :]]
@@ -268,9 +269,9 @@ def _listed(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def forced_matches(model: PreTrainedModel, ids_NT: Tensor, suffix_tokens: int, batch_size: int = 64) -> Tensor:
-    """right_NS, bool: whether the most likely token is the true one, given the TRUE tokens before it.
+    """Return right_NS, bool: whether the most likely token is the true one, given the TRUE tokens before it.
 
-    A greedy continuation equals the suffix exactly if and only if its whole row is True, so one forward pass decides it.
+    A greedy continuation equals the suffix exactly if and only if its whole row is True, so one forward pass is enough.
     """
     found = forced(model, ids_NT, ids_NT.shape[1] - suffix_tokens, batch_size, guess_only=True)
     return found.guess_NS == ids_NT[:, -suffix_tokens:]

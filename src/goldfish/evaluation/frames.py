@@ -1,6 +1,6 @@
-"""Extraction and membership scores of any causal language model and any documents, as data frames.
+"""Return extraction and membership scores of any causal language model and any documents as data frames.
 
-The rows are those of the engine that goldfish-eval and the end of a training run use: see goldfish.evaluation.engine.
+goldfish-eval and training runs use the same engine: see goldfish.evaluation.engine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,20 +30,20 @@ def extract(
     mask: Mask | None = None,
     **settings: Any,
 ) -> "pd.DataFrame":
-    """Prompt a model with a part of each document, decode, and compare with what follows in the document.
+    """Prompt a model with a part of each document, decode, and compare with the document's continuation.
 
-    A row a document and setting, with the columns of a run's extraction.parquet: the document and the setting, the
+    Returns a row for each document and setting, with the columns of extraction.parquet: the document, the setting, the
     metrics (`exact_match`, `rouge_l`, `longest_prefix` in tokens, `token_accuracy`, `log_p_z` in nats, ...:
     goldfish.evaluation.metrics), and texts and token ids of prefix, suffix and continuation. Documents that are too
-    short for a setting have no row of it.
+    short for a setting have no row for it.
 
     `model`: any Hugging Face causal language model, on its device. `tokenizer`: the model's; its bos token (or eos, if
-    it has none) stands before each document. `documents`: a list of texts, of lists of token ids, or of mappings with
-    "text" or "ids" and maybe "id" and "split" ("injected", the default, or "never_seen"); without an id a document is
-    called by its place. `exposures`: how often training saw each document, by its id; 0 where there is none. `mask`:
+    it has none) precedes each document. `documents`: a list of texts, of lists of token ids, or of mappings with
+    "text" or "ids" and optionally "id" and "split" ("injected", the default, or "never_seen"); the default id
+    is the document's place. `exposures`: how often training saw each document, by its id; 0 if missing. `mask`:
     the mask of the training, for the column `kept` (None = all tokens were kept). `settings`: arguments of
     goldfish.evaluation.extraction.Extraction, such as `prefix_tokens` (64), `suffix_tokens` (64), `offset` (0),
-    `edit_rate` (0.0), `decoding` ("greedy") and `bos` ("document"), of each of which a list is a sweep, and
+    `edit_rate` (0.0), `decoding` ("greedy") and `bos` ("document"), where a list is a sweep, and
     `batch_size` (64).
 
     Raises ValueError for settings outside their bounds, for documents without text or with ids that the model does not
@@ -66,7 +66,7 @@ def extract(
     for name in ("membership", "precision"):
         if name in settings:
             raise ValueError(
-                f"{name}={settings[name]!r}: not of extract; it is goldfish.membership, or the model's own type"
+                f"{name}={settings[name]!r}: not an argument of extract; type goldfish.membership(...) or model.to(dtype)"
             )
     extraction = Extraction(**settings, membership=False)
     for defence in extraction.defences.values():
@@ -91,12 +91,12 @@ def membership(
 ) -> "pd.DataFrame":
     """Score how much each document looks like one that the model was trained on (membership inference).
 
-    A row a document, with the columns of a run's membership.parquet; of each score a higher one says "seen in training"
+    Returns a row for each document, with the columns of membership.parquet. A higher score means "seen in training"
     (goldfish.evaluation.membership).
 
-    `model`, `tokenizer`, `documents`, `exposures`: see `extract`. `tokens`: score the first so many of each document, at
+    `model`, `tokenizer`, `documents`, `exposures`: see `extract`. `tokens`: number of first tokens that are scored, at
     least 1; None = all that the model can read. `percents`: for min-k %, 1 to 100 each, None = [20]. `reference`: the
-    folder of a model for the reference-model ratio, None = leave it out. `batch_size`: documents at a time.
+    folder of a model for the reference-model ratio, None = leave it out. `batch_size`: documents of a forward pass.
 
     Raises ValueError for arguments outside these bounds. Source: arXiv 2310.16789 (min-k %).
 
@@ -123,7 +123,7 @@ def membership(
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the model to evaluation (no dropout), and back to what it was."""
+    """Set the model to evaluation mode (no dropout) in the `with` block, then restore its mode."""
     was_training = model.training
     model.eval()
     try:
@@ -133,7 +133,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def to_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> list[InjectedDocument]:
-    """Return documents given as texts, token ids or mappings with ids and texts; ValueError names one that is neither."""
+    """Convert texts, token ids or mappings to documents; ValueError names one that is none of them."""
     if isinstance(documents, str | Mapping):
         raise ValueError(f"documents: wanted a list of documents, got one {type(documents).__name__}; type [document]")
     entries = [_entry(given, str(place)) for place, given in enumerate(documents)]
@@ -143,16 +143,16 @@ def to_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBa
         name, ids = entry["id"], entry["ids"]
         ids = next(encoded) if ids is None else [int(token) for token in ids]
         if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
-            raise ValueError(f"document {name!r:.80}: holds ids outside of the tokenizer's 0 to {len(tokenizer) - 1}")
+            raise ValueError(f"document {name!r:.80}: its ids must be of the tokenizer, 0 to {len(tokenizer) - 1}")
         if name in found:
-            raise ValueError(f"document {name!r:.80}: the id stands twice; give each document another")
+            raise ValueError(f"document {name!r:.80}: the id stands twice; give each document its own")
         text = str(tokenizer.decode(ids)) if entry["text"] is None else entry["text"]
         found[name] = InjectedDocument(name, entry["split"], ids, text)
     return list(found.values())
 
 
 def _entry(given: Document, place: str) -> dict[str, Any]:
-    """A document's id, split, text and token ids; one of the last two may be None."""
+    """Return a document's id, split, text and token ids; text or ids may be None."""
     entry: dict[str, Any] = dict(id=place, split="injected", text=None, ids=None)
     if isinstance(given, InjectedDocument):
         entry |= vars(given)

@@ -1,4 +1,4 @@
-"""What one continuation says about memorization: pure functions of one document's ids, text or log-probabilities.
+"""Metrics of memorization: pure functions of one document's ids, text or log-probabilities.
 
 Shapes: N documents, S suffix tokens. Ids and log-probabilities may be lists, arrays or tensors on the CPU.
 """
@@ -14,7 +14,7 @@ from torchmetrics.functional.text import bleu_score
 
 from goldfish.data.overlap import OVERLAP, Overlap
 
-# Metrics of a row between 0 and 1, and the others.
+# The metrics between 0 and 1, and the other metrics.
 SHARES: tuple[str, ...] = (
     *("exact_match", "exact_share", "rouge_l", "rouge_l_words", "bleu", "bleu_over_75", "edit_distance"),
     *("forced_accuracy", "extraction_strength", "type_token_ratio", "distinct_2", "distinct_3", "distinct_4"),
@@ -23,19 +23,19 @@ SHARES: tuple[str, ...] = (
 OTHERS = ("longest_prefix", "log_p_z", "log_p_z_plain", "cosine", "bert_precision", "bert_recall", "bert_f1")
 Row = Sequence[int] | Sequence[float] | np.ndarray | Tensor
 APPROXIMATELY_MEMORIZED = 0.75  # word BLEU above it: MemFree's definition (arXiv 2210.17546)
-BLOCK = 1 << 16  # tokens of a stream looked at together: what a core's cache holds
+BLOCK = 1 << 16  # tokens of a stream that are processed together, so that they fit into a core's cache
 
 
 def compare(true_ids: Row, made_ids: Row) -> dict[str, float]:
     """Compare the tokens of a continuation with those of the true suffix (at least one token).
 
-    `exact_match`: all tokens equal, and as many. `rouge_l`: F measure of the longest common subsequence, 0 to 1.
-    `longest_prefix`: tokens right from the start. `first_divergence`: position of the first wrong or missing token,
+    `exact_match`: all tokens and the lengths are equal. `rouge_l`: F measure of the longest common subsequence, 0 to 1.
+    `longest_prefix`: right tokens before the first wrong one. `first_divergence`: position of the first wrong token,
     -1 if there is none. `edit_distance`: Levenshtein distance / length of the longer one, 0 (equal) to 1.
     """
     true, made = np.asarray(true_ids).tolist(), np.asarray(made_ids).tolist()
     if not true:
-        raise ValueError("the true suffix has no tokens: there is nothing to compare with; give at least one")
+        raise ValueError("the true suffix has no tokens: nothing can be compared; give at least one")
     prefix = next((at for at, (a, b) in enumerate(zip(true, made, strict=False)) if a != b), min(len(true), len(made)))
     return {
         "exact_match": true == made,
@@ -49,7 +49,7 @@ def compare(true_ids: Row, made_ids: Row) -> dict[str, float]:
 def compare_text(true: str, made: str) -> dict[str, float]:
     """Compare the words of a continuation with those of the true suffix; decode both without special tokens.
 
-    `rouge_l_words`: as the released goldfish code (RougeL of rouge-score: runs of a-z and 0-9 of the lower-cased text,
+    `rouge_l_words`: as in the released code (RougeL of rouge-score: runs of a-z and 0-9 of the lower-cased text,
     no stemming), so text in another script scores 0. `bleu`: sentence BLEU of torchmetrics, words split at white space,
     case kept, no smoothing, up to 4-grams (up to the made words if these are fewer). `bleu_over_75`: approximate
     memorization as in MemFree (arXiv 2210.17546), bleu > 0.75.
@@ -65,7 +65,7 @@ def compare_text(true: str, made: str) -> dict[str, float]:
 def forced_metrics(
     guess_S: Row, true_S: Row, logprob_S: Row, document: str = "", scheme_S: Row | None = None
 ) -> dict[str, float]:
-    """Metrics of one teacher-forced pass: the most likely tokens, the true ones, and log p of the true ones (nats).
+    """Return metrics of one teacher-forced pass: most likely tokens, true tokens, log p of the true tokens (nats).
 
     `forced_accuracy`: share of right guesses (exact memorization). `extraction_strength`: 1 - k / S, k the shortest
     part of the suffix that must be given for every later guess to be right (arXiv 2406.09179). `log_p_z_plain`:
@@ -93,10 +93,10 @@ def forced_metrics(
 
 
 def repetition(made_ids: Row) -> dict[str, float]:
-    """How much a continuation repeats itself; ValueError if it is empty.
+    """Return how much a continuation repeats itself; ValueError if it is empty.
 
-    `type_token_ratio`: different tokens / tokens. `distinct_2` to `distinct_4`: different n-grams / n-grams, 1.0 where
-    there is none. `rep_16`, `rep_32`, `rep_128`: R-l of the self-contrastive paper (arXiv 2307.01542), the share of
+    `type_token_ratio`: different tokens / tokens. `distinct_2` to `distinct_4`: different n-grams / n-grams, 1.0 if
+    there are none. `rep_16`, `rep_32`, `rep_128`: R-l of the self-contrastive paper (arXiv 2307.01542), the share of
     tokens that occur among the l tokens before them; the prompt does not count.
     """
     made = np.asarray(made_ids).tolist()
@@ -121,11 +121,11 @@ def training_overlap(
     block_tokens: int = BLOCK,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
-    """share_N: the share of each continuation's n-grams that occur in the training text; 0 if S < n.
+    """Return share_N: the share of each continuation's n-grams that occur in the training text; 0 if S < n.
 
     `streams`: 1-D arrays of ids, memory-mapped ones too (the packed background, the injected documents); n-grams do not
-    run from one stream into the next. Read once in blocks of `block_tokens`: the memory depends on `made_NS` and the
-    block, not on the streams. n-grams are compared by 64-bit hashes. `progress` is told the tokens read so far.
+    cross streams. They are read once in blocks of `block_tokens`: the memory depends on `made_NS` and the
+    block, not on the streams. n-grams are compared by 64-bit hashes. `progress` is called with the tokens read so far.
     """
     made = np.asarray(made_NS)
     if made.ndim != 2 or n < 1 or block_tokens < 1:
@@ -142,11 +142,11 @@ def training_overlap(
 
 
 def finite(values: Row, what: str, document: str) -> np.ndarray:
-    """`values` as 1-D float64; ValueError names the document if there is none or one is NaN or infinite."""
+    """Return `values` as 1-D float64; ValueError names the document if they are empty, NaN or infinite."""
     row = np.asarray(values, dtype=np.float64)
     if row.ndim != 1 or not len(row):
         raise ValueError(
-            f"document {document!r}: its {what} have shape {row.shape}; give one number a token, at least one"
+            f"document {document!r}: its {what} have shape {row.shape}; give one number for each token, at least one"
         )
     bad = np.flatnonzero(~np.isfinite(row))
     if len(bad):
@@ -169,7 +169,7 @@ def _bleu(true: str, made: str) -> float:
         return 1.0
     orders = min(4, len(made_words))
     if not set(_grams(true_words, orders)) & set(_grams(made_words, orders)):
-        return 0.0  # most texts that were not memorized: 1 to 8 ms saved, and as an unsmoothed BLEU says
+        return 0.0  # an unsmoothed BLEU is 0 too; this saves 1 to 8 ms for most texts that are not memorized
     return float(bleu_score([made], [[true]], n_gram=orders))
 
 

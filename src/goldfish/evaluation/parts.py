@@ -1,7 +1,7 @@
-"""The cut of an evaluation into parts: pieces of work that are kept in files, and shared by processes.
+"""Divide an evaluation into parts, which are stored in files and shared by processes.
 
-The cut depends on the documents, the settings, the size of the model and the kind of its device, never on speed, batch
-size or the number of processes. Documents of a part share batches, so on the last digits it may have an influence.
+The division depends on the documents, the settings, the size of the model and the kind of its device, never on speed,
+batch size or the number of processes. Documents of a part share batches, which may change the last digits of results.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from goldfish.evaluation.extraction import Extraction
 from goldfish.evaluation.setting import Setting
 
 MOST_DOCUMENTS = 256
-# Floating point operations of a part: half a minute to a minute of one busy CPU core, or of a modest GPU.
+# Floating point operations of a part: 30 to 60 seconds of one busy CPU core, or of a small GPU.
 _CPU_OPERATIONS, _GPU_OPERATIONS = 3e12, 2e15
 
 
 @dataclass(frozen=True)
 class Part:
-    """Documents of one piece of work, by their places; `setting` None: scores for membership inference.
+    """The documents of one part, by their places. `setting`: None = scores for membership inference.
 
-    `tokens`: what the model will read and decode for it, estimated.
+    `tokens`: estimated number of tokens that the model reads and decodes.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Part:
 
 
 def tokens_of_a_part(model: PreTrainedModel) -> int:
-    """How many tokens a part may have: 11 000 on a CPU for 135 M parameters, 2 operations a parameter and token."""
+    """Return the most tokens of a part, at 2 operations per parameter and token (CPU, 135 M parameters: 11 000)."""
     operations = _CPU_OPERATIONS if model.device.type == "cpu" else _GPU_OPERATIONS
     return max(1, int(operations / (2 * model.num_parameters())))
 
 
 def parts(documents: Sequence[InjectedDocument], extraction: Extraction, most_tokens: int) -> list[Part]:
-    """The parts of an evaluation, in a fixed order, of at most `most_tokens` tokens (or one document) each.
+    """Return the parts of an evaluation in a fixed order, each of at most `most_tokens` tokens or one document.
 
     ValueError if every document is too short for a setting.
     """
@@ -48,7 +48,7 @@ def parts(documents: Sequence[InjectedDocument], extraction: Extraction, most_to
         if not places:
             raise ValueError(
                 f"evaluation: all {len(documents)} documents have fewer than {setting.tokens} tokens, which offset={setting.offset} + "
-                f"prefix_tokens={setting.prefix_tokens} + suffix_tokens={setting.suffix_tokens} need; lower them or give longer documents"
+                f"prefix_tokens={setting.prefix_tokens} + suffix_tokens={setting.suffix_tokens} need; type lower values, or give longer documents"
             )
         tokens = dict.fromkeys(places, extraction.tokens_of(setting))
         found += _cut(f"{number:03d}", setting, tokens, most_tokens)
@@ -60,7 +60,7 @@ def parts(documents: Sequence[InjectedDocument], extraction: Extraction, most_to
 
 
 def _cut(name: str, setting: Setting | None, tokens: dict[int, int], most: int) -> Iterator[Part]:
-    """Yield parts of neighbouring documents; `tokens`: those of each document, by its place."""
+    """Yield parts of neighbouring documents. `tokens`: number of tokens of each document, by its place."""
     held: list[int] = []
     for place, count in tokens.items():
         if held and (len(held) == MOST_DOCUMENTS or sum(tokens[one] for one in held) + count > most):

@@ -1,4 +1,4 @@
-"""One way of extracting documents."""
+"""One extraction setting."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ Offset = Annotated[int, Ge(-1)]
 
 
 class Setting(NamedTuple):
-    """One way of extracting: what a list in `Extraction` is taken apart to."""
+    """One extraction setting: one combination of the values that are lists in `Extraction`."""
 
     prefix_tokens: int
     suffix_tokens: int
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
     @property
     def separators(self) -> int:
-        """Tokens of the prompt before the document's own: 1 or 0."""
+        """The number of separators before the document's tokens in the prompt: 1 or 0."""
         return int(self.bos == "document")
 
     @property
@@ -39,19 +39,19 @@ class Setting(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens a document must have."""
+        """The least number of tokens of a document."""
         return max(0, self.offset) + self.prefix_tokens + self.suffix_tokens
 
     @property
     def defence(self) -> str:
-        """Its defence in `Extraction.defences`: "memfree" or "defended"; "" if the decoding has none."""
+        """The key of its defence in `Extraction.defences`: "memfree" or "defended"; "" if the decoding has none."""
         first = self.decoding.partition("_")[0]
         return first if first in ("memfree", "defended") else ""
 
     def start(self, document: InjectedDocument) -> int:
-        """The document's token with which the prompt begins."""
+        """Return the position in the document of the prompt's first token."""
         return len(document.ids) - self.tokens if self.offset < 0 else self.offset
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of an evaluation's rows that this setting made."""
+        """Return the rows of an evaluation that belong to this setting."""
         return [row for row in rows if all(row[key] == value for key, value in self._asdict().items())]

@@ -1,4 +1,4 @@
-"""From a row a document to the numbers of an evaluation: means with intervals, beside never-seen documents."""
+"""Summarize the rows of an evaluation: means with intervals, for injected and for never-seen documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,11 +22,11 @@ WITHOUT = {"": "", "memfree": ", without the filter of n-grams", "defended": ", 
 def of_setting(
     rows: Sequence[Row], setting: Setting, too_short: int, p_z: str = "", metrics: Mapping[str, Metric] | None = None
 ) -> dict[str, Any]:
-    """Everything about one setting: its six values, how many documents were `too_short`, and of each split the metrics
-    (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge.
+    """Return the summary of one setting: its six values, the number of `too_short` documents, and for each split the
+    metrics (mean, low, high), the (n, p = 0.5)-discoverable curve, exposure buckets and where continuations diverge.
 
-    `p_z`: words on the distribution that `log_p_z`, `p_z_is_zero` and the curve are of. A mean of None is minus infinity: a
-    true suffix that is never drawn is among the documents; `p_z_is_zero` is their share. `metrics`: the added ones.
+    `p_z`: describes the distribution of `log_p_z`, `p_z_is_zero` and the curve. A mean of None is minus infinity, since
+    some true suffixes are never drawn; `p_z_is_zero` is their share. `metrics`: the added metrics.
     """
     found: dict[str, Any] = {**setting._asdict(), "too_short": too_short, "p_z": p_z}
     bounds: dict[str, Bounds] = {**dict.fromkeys(SHARES, (0.0, 1.0)), **dict.fromkeys(OTHERS)}
@@ -50,7 +50,7 @@ def of_setting(
 
 
 def of_membership(rows: Sequence[Row]) -> dict[str, Any]:
-    """Membership inference by each score: injected documents that were trained on against never-seen ones; {} without."""
+    """Return membership inference by each score: trained-on injected against never-seen documents, else {}."""
     members = [row for row in rows if row["split"] == "injected" and row["exposures"]]
     others = [row for row in rows if row["split"] == "never_seen"]
     if not members or not others:
@@ -60,7 +60,7 @@ def of_membership(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def flatten_metrics(of_main: dict[str, Any]) -> dict[str, float | None]:
-    """The means of the main setting; those of never-seen documents under names that begin with never_seen_."""
+    """Return the means of the main setting; names for never-seen documents begin with never_seen_."""
     return {
         ("" if split == "injected" else "never_seen_") + name: values["mean"]
         for split in SPLITS
@@ -72,7 +72,7 @@ def flatten_metrics(of_main: dict[str, Any]) -> dict[str, float | None]:
 def whole(
     rows: Sequence[Row], members: Sequence[Row], extraction: Extraction, too_short: Sequence[int]
 ) -> dict[str, Any]:
-    """The summary of an evaluation: `settings`, in their order, `membership`, and `membership_tokens`: of how many tokens."""
+    """Return the summary of an evaluation: `settings` in their order, `membership`, `membership_tokens`."""
     parts = []
     for setting, short in zip(extraction.settings, too_short, strict=True):
         parts.append(of_setting(setting.rows(rows), setting, short, _p_z(extraction, setting), extraction.metrics))
@@ -99,6 +99,6 @@ def _metrics(rows: Sequence[Row], bounds: Mapping[str, Bounds]) -> dict[str, dic
                 found[name] = {"mean": None, "low": None, "high": None}
                 continue
             low, high = interval(values, bounds=bounds[name])
-            known = np.isfinite(low)  # of one document without bounds nothing is known
+            known = np.isfinite(low)  # one document without bounds has no interval
             found[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
     return found

@@ -1,4 +1,4 @@
-"""The LightningModule: a Llama, a mask and an objective; one training step is one optimizer step.
+"""The LightningModule of a Llama, a mask and an objective. One training step is one optimizer step.
 
 Shapes: B rows of the step on this device, T tokens of a row.
 """
@@ -31,35 +31,35 @@ Settings = dict[str, Any]
 class GoldfishModule(ValidatedModule):
     """Train a causal language model on the targets that a mask keeps (arXiv 2406.10209, equation 2).
 
-    The loss is the sum over kept targets / their number in the GLOBAL batch, in nats. The number is known from the
-    mask before the first forward pass, so micro-batches and devices may hold very different shares of it and the
-    gradient is the same for any split. Optimization is manual for that reason: accumulate gradients by
-    `micro_batch_size` and clip them by `clip`, not by the Trainer's arguments. Validation is never masked.
+    The loss is the sum over kept targets / their number in the GLOBAL batch, in nats. The mask gives this number before
+    the first forward pass, so the gradient is the same for any split into micro-batches and devices, even if their
+    numbers of kept targets differ. Optimization is therefore manual: set `micro_batch_size` and `clip` here, not the
+    Trainer's arguments for accumulation and clipping. Validation is never masked.
 
     Training batches are mappings of int64 tensors: `ids` (B, T), and `visit` (B,), the rows' numbers in the run, which
     only `RandomMask` reads. Validation batches are [ids (B, T)], or [ids, counts (B,) bool]. `InjectionDataModule`
     serves both.
 
-    Callbacks see `val/loss`, and of each log step `train/loss`: the objective's value, which for next-token prediction
-    is the mean over kept targets (`train/loss_kept`). Loggers also get `train/loss_dropped`, `train/loss_all`,
+    Callbacks get `val/loss`, and at each log step `train/loss`, the objective's value. For next-token prediction it is
+    the mean over kept targets (`train/loss_kept`). Loggers also get `train/loss_dropped`, `train/loss_all`,
     `train/lr` and `train/tokens_per_s`.
 
-    `model`: a Hugging Face Llama; or its settings, such as `LlamaFromConfig(...)` or their mapping, of which the model
-    is made once the vocabulary is known. Each component may also be a mapping of plain values with `_target_`, as in
-    conf/. `mask`: which targets keep their loss. `objective`: what is minimised, None = `NextToken()`. `optimizer`:
+    `model`: a Hugging Face Llama; or its settings, `LlamaFromConfig(...)` or a mapping of them, from which the model is
+    built when the vocabulary is known. Each component may also be a mapping of plain values with `_target_`, as in
+    conf/. `mask`: which targets keep their loss. `objective`: the minimised loss, None = `NextToken()`. `optimizer`:
     None = `AdamW()`, learning rate 4e-4. `schedule`: None = `WarmupLinear()`. `separator_id`: the token that begins a
     document, None = the data module's; without one a row is one document for the mask. `steps`: optimizer steps of the
     schedule, None = the Trainer's. `micro_batch_size`: rows of one forward pass, None = all of the device's. `clip`:
     largest gradient norm, None = no clipping (the paper: 1.0). `log_every`: steps between log entries, None = the
-    Trainer's `log_every_n_steps`. `strategy`: how the model is sharded or compiled, None = not at all; any strategy of
-    the Trainer that keeps the weights whole (one device, DDP) needs none. `vocab_size`: tokens of a model that is made
-    from settings, None = the data module's tokenizer has. `seed`: decides its weights, None = `seed_everything`'s.
+    Trainer's `log_every_n_steps`. `strategy`: how the model is sharded or compiled, None = neither, which
+    fits every strategy of the Trainer with unsharded weights (one device, DDP). `vocab_size`: tokens of a model from
+    settings, None = that of the data module. `seed`: determines its weights, None = `seed_everything`'s.
 
-    The arguments are in every checkpoint as plain values, without pickle, and in `hparams`;
-    `load_from_checkpoint(path)` needs no others. An argument whose class has no `@checked` constructor and no
+    Every checkpoint and `hparams` contain the arguments as plain values, without pickle, so
+    `load_from_checkpoint(path)` needs no other arguments. An argument whose class has no `@checked` constructor and no
     attribute of its name must be given again.
 
-    Raises ValueError for arguments that do not fit together; FloatingPointError when the loss is no number any more.
+    Raises ValueError for arguments that contradict each other; FloatingPointError if the loss is nan or infinite.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -115,10 +115,10 @@ class GoldfishModule(ValidatedModule):
         plain = dict(micro_batch_size=micro_batch_size, clip=clip, log_every=log_every, steps=steps, seed=seed)
         parts = dict(mask=self.mask, objective=self.objective, optimizer=self._optimizer, schedule=self._schedule)
         self.save_hyperparameters(plain | {name: settings_of(part) for name, part in parts.items()}, logger=False)
-        self._make_model()
+        self._build_model()
         self.supervised_tokens: Tensor
         self.register_buffer("supervised_tokens", torch.zeros((), dtype=torch.int64))
-        self.kept: Tensor  # keep_BT of the last step, which the ledger records
+        self.kept: Tensor  # keep_BT of the last step, recorded by the ledger
 
     @classmethod
     def load_from_checkpoint(
@@ -130,17 +130,17 @@ class GoldfishModule(ValidatedModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Make the module of a checkpoint's file; arguments of the constructor replace those that the file holds.
+        """Build the module of a checkpoint's file; arguments of the constructor replace those in the file.
 
-        No pickle is executed, wherever the file comes from. Classes outside of goldfish are built if the environment
-        variable GOLDFISH_TARGETS allows their package. Raises ConfigError with what is missing or not allowed.
+        No pickle is executed, so files of others are safe. Classes outside of goldfish are built if the environment
+        variable GOLDFISH_TARGETS allows their package. Raises ConfigError that lists missing and refused values.
         """
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only is not False, **kwargs
         )
 
     def setup(self, stage: str) -> None:
-        """Take from the data module what was not given. Lightning calls this before `configure_model`."""
+        """Take missing arguments from the data module. Lightning calls this before `configure_model`."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, InjectionDataModule):
             return
@@ -152,12 +152,12 @@ class GoldfishModule(ValidatedModule):
             self.separator_id = data.separator_id
         if data.vocab_size > self.vocab_size:
             raise ValueError(
-                f"model: it knows {self.vocab_size} tokens, the data module's tokenizer {data.vocab_size}; give the model that "
+                f"model: it knows {self.vocab_size} tokens, the data module's tokenizer {data.vocab_size}; pass the model that "
                 "belongs to the tokenizer, or InjectionDataModule(tokenizer=...)"
             )
 
-    def _make_model(self) -> None:
-        """Make the model if it is not there and the vocabulary is known; note in `hparams` what makes it again."""
+    def _build_model(self) -> None:
+        """Build the model, if it is missing and the vocabulary is known; store its settings in `hparams`."""
         if self._source is not None and self.vocab_size is not None and not hasattr(self, "model"):
             self.model = self._source(self.vocab_size, cast(int, self.separator_id), self._seed)
         if hasattr(self, "model"):
@@ -170,16 +170,16 @@ class GoldfishModule(ValidatedModule):
         self._starts = [0, *accumulate(self._stages[:-1])]
         if self._strategy.holds_gradients and (self.objective.weighted or len(self._stages) > 1):
             raise ValueError(
-                "strategy: DeepSpeed keeps gradients and optimizer state to itself, and this objective scales or resets "
+                "strategy: DeepSpeed gives no access to gradients and optimizer state, but this objective scales or resets "
                 "them; type strategy=fsdp2, or another objective"
             )
 
     def configure_model(self) -> None:
-        """Make the model of its settings, and shard it. Lightning calls this after the process group is initialised."""
-        self._make_model()
+        """Build the model from its settings and shard it. Lightning calls this after initialising the process group."""
+        self._build_model()
         if not hasattr(self, "model"):
             raise ValueError(
-                "vocab_size=None: a model that is made from settings needs the vocabulary; give the Trainer an "
+                "vocab_size=None: a model that is built from settings needs the vocabulary; give the Trainer an "
                 "InjectionDataModule, or type GoldfishModule(..., vocab_size=N, separator_id=N)"
             )
         if not self._is_sharded:
@@ -187,7 +187,7 @@ class GoldfishModule(ValidatedModule):
             self._is_sharded = True
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and a schedule over the steps of each stage."""
+        """Return the optimizer, and a schedule over the steps of each stage."""
         if self.steps is None:
             self._plan_stages(_steps_of(self.trainer))
         optimizer = self._optimizer(self.model)
@@ -196,9 +196,9 @@ class GoldfishModule(ValidatedModule):
         return {"optimizer": optimizer, "lr_scheduler": whole}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Forward and backward over the micro-batches, clip, step the optimizer and the schedule."""
+        """Run forward and backward on the micro-batches, clip, then step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
-        # Dropout is a function of seed, step and share, so a resumed run draws what an uninterrupted one does.
+        # Dropout is a function of seed, step and share, so a resumed run draws the same as an uninterrupted one.
         self._seed_dropout(hash((self._seed, self.global_step, shares_of(self.trainer)[0])))
         self.objective.stage = bisect_right(self._starts, self.global_step) - 1
         if self.global_step in self._starts[1:]:
@@ -212,17 +212,17 @@ class GoldfishModule(ValidatedModule):
             zip(*(t.split(self.micro_batch_size or len(t)) for t in (batch["ids"], keep_BT)), strict=True)
         )
 
-        # Sum of the objective, of its weights (0: it has none); loss and number of kept, of dropped targets.
+        # Sums: objective, its weights (0 if it has none), loss and number of kept targets, of dropped targets.
         sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         for index, (ids_mBT, keep_mBT) in enumerate(micro_batches):
             with self._gradient_sync(last=index == len(micro_batches) - 1):
                 loss, others = self.run(step_losses, self.objective, ids_mBT, keep_mBT, logs)
-                # Gradients are averaged over the shares, so each share's is scaled back up to a sum.
+                # Gradients are averaged over the shares, so each is multiplied by their number to get the sum.
                 self.manual_backward(loss * (shares_of(self.trainer)[1] / count.clamp(min=1)))
             if logs or self.objective.weighted:
                 sums += torch.stack([loss.detach(), *others])
 
-        if self.objective.weighted:  # so far divided by the number of targets; their weights are known only now
+        if self.objective.weighted:  # so far divided by the number of targets, since their weights were unknown
             weight = self._global_sum(sums[1]).clamp(min=1e-12)
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -240,7 +240,7 @@ class GoldfishModule(ValidatedModule):
     def _log_training(self, sums: Tensor, count: Tensor, tokens: int) -> None:
         now, step = time.perf_counter(), self.global_step
         metrics = step_metrics(self.objective, sums, count) | {"train/lr": self._learning_rate()}
-        loss = metrics.pop("train/loss")  # the loggers have it under another name
+        loss = metrics.pop("train/loss")  # the loggers get it under another name
         refuse_divergence("train/loss", loss + metrics["train/loss_all"], step, self._learning_rate())
         self.last_loss = metrics.get("train/loss_kept", self.last_loss)
         if self._clock[1]:
@@ -252,7 +252,7 @@ class GoldfishModule(ValidatedModule):
         self._show({"train/loss": loss})
 
     def _seed_dropout(self, seed: int) -> None:
-        # torch.manual_seed would also queue a call, with its stack, for each kind of device that is not there: 0.6 ms a step.
+        # torch.manual_seed also queues a call for each absent kind of device, which costs 0.6 ms a step.
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         else:
@@ -264,10 +264,10 @@ class GoldfishModule(ValidatedModule):
 
 
 def _steps_of(trainer: pl.Trainer) -> int:
-    """The optimizer steps of a whole run; ValueError if it has no end."""
+    """Return the optimizer steps of a whole run; ValueError if it has no end."""
     steps = trainer.estimated_stepping_batches
     if not 0 < steps < float("inf"):
         raise ValueError(
-            f"steps={steps}: the schedule needs an end; give Trainer(max_epochs=1), max_steps=N or steps=N"
+            f"steps={steps}: the schedule needs an end; type Trainer(max_epochs=1), max_steps=N or steps=N"
         )
     return int(steps)

@@ -1,4 +1,4 @@
-"""The losses of a training step: the objective, which is trained, and the cross entropies beside it, which are logged.
+"""The losses of a training step: the objective, which is trained, and cross entropies, which are only logged.
 
 Shapes: B rows of a forward pass, T tokens of a row.
 """
@@ -16,8 +16,8 @@ from goldfish.objectives.next_token import NextToken, kept_loss, target_count
 def step_losses(
     model: LlamaForCausalLM, objective: Objective, ids_BT: Tensor, keep_BT: Tensor, logs: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the objective's sum, and beside it: the sum of its weights (0: it has none), the loss and the number of
-    kept targets, and those of dropped targets. The last four are 0 unless `logs`."""
+    """Return the objective's sum, and a list: the sum of its weights (0 if it has none), loss and number of the kept
+    targets, loss and number of the dropped targets. The last four are 0 unless `logs`."""
     nothing = torch.zeros((), device=ids_BT.device)
     hidden: list[Tensor] = []
     hook = None
@@ -34,7 +34,7 @@ def step_losses(
             ids_BT, keep_BT = objective.rows(ids_BT), objective.rows(keep_BT)
             hidden = [model.model(input_ids=ids_BT, use_cache=False).last_hidden_state]
         others = [weight]
-        for keep in (keep_BT, ~keep_BT):  # the trunk's pass is shared: only the head runs again
+        for keep in (keep_BT, ~keep_BT):  # the hidden states are shared, only the head runs again
             is_known = keep is keep_BT and isinstance(objective, NextToken)
             others += [
                 loss.detach() if is_known else kept_loss(hidden[0], model.lm_head.weight, ids_BT, keep),
@@ -44,7 +44,7 @@ def step_losses(
 
 
 def step_metrics(objective: Objective, sums: Tensor, count: Tensor) -> dict[str, float]:
-    """Return the means of a step by name, in nats. `sums`: what `step_losses` returns, summed over the global batch.
+    """Return the means of a step by name, in nats. `sums`: the values of `step_losses`, summed over the global batch.
 
     `train/loss` is the objective divided by its weights, or by `count`, the kept targets of the global batch.
     """
@@ -63,7 +63,7 @@ def step_metrics(objective: Objective, sums: Tensor, count: Tensor) -> dict[str,
 
 
 def refuse_divergence(name: str, loss: float, step: int, learning_rate: float) -> None:
-    """Raise FloatingPointError if the loss is no number any more: all that follows would be none either."""
+    """Raise FloatingPointError if the loss is nan or infinite, since training cannot recover from it."""
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"{name}={loss} after step {step}: training diverged (learning rate {learning_rate:g}); type a lower optimizer.lr, a "

@@ -1,4 +1,4 @@
-"""What GoldfishModule does beside training: whole weights for any function, logging, validation without a mask.
+"""The parts of GoldfishModule besides training: functions of unsharded weights, logging, unmasked validation.
 
 Shapes: B rows of a batch, T tokens of a row.
 """
@@ -25,7 +25,7 @@ ON_PROGRESS_BAR = ("train/loss", "val/loss", "memorization/exact_match")
 
 
 class ValidatedModule(pl.LightningModule):
-    """Validate `model` on all targets, and log under the number of steps done."""
+    """Validate `model` on all targets, and log by the number of finished steps."""
 
     model: LlamaForCausalLM
     objective: Objective
@@ -39,19 +39,19 @@ class ValidatedModule(pl.LightningModule):
         self._clock = (0, 0.0)  # step and time of the last log step
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(model, *arguments)`. Strategies that shard the weights gather them around it: see `run`."""
+        """Return `function(model, *arguments)`. Strategies that shard the weights gather them for it; see `run`."""
         return function(self.model, *arguments)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(model, *arguments)` with whole weights, whatever the strategy; all processes must call it."""
+        """Return `function(model, *arguments)` with unsharded weights for any strategy; all processes must call it."""
         wrapped: Any = self.trainer.strategy.model if self._strategy.wraps else self
         return wrapped(function, *arguments)
 
     def log_now(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to the loggers under the number of steps done, and to Lightning's callbacks and progress bar.
+        """Pass metrics and the number of finished steps to the loggers, Lightning's callbacks and the progress bar.
 
-        Lightning's self.log would repeat them in the loggers every `log_every_n_steps`, with a column of epochs, and
-        take time at every step, also at those that log nothing.
+        Lightning's self.log would repeat them in the loggers every `log_every_n_steps`, add an epoch column, and cost
+        time at every step, even without logging.
         """
         for sink in self.loggers:
             sink.log_metrics(metrics, step=self.global_step)
@@ -62,7 +62,7 @@ class ValidatedModule(pl.LightningModule):
         self.trainer.progress_bar_metrics.update({key: metrics[key] for key in ON_PROGRESS_BAR if key in metrics})
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add up the loss of ALL targets of the rows [ids (B, T)], or of those that count: [ids, counts (B,)]."""
+        """Add the loss of ALL targets of the rows [ids (B, T)], or of the rows with `counts`: [ids, counts (B,)]."""
         ids_BT = self.objective.rows(batch[0])
         keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         if len(batch) > 1:
@@ -71,7 +71,7 @@ class ValidatedModule(pl.LightningModule):
         self._validation += torch.stack([loss, target_count(keep_BT)]).cpu().double()
 
     def _mean_loss(self) -> float:
-        """The mean over all targets of all devices, in nats."""
+        """Return the mean over all targets of all devices, in nats."""
         loss, count = self._global_sum(self._validation.to(self.device)).tolist()
         self._validation.zero_()
         return float(loss / count)
@@ -82,28 +82,28 @@ class ValidatedModule(pl.LightningModule):
         refuse_divergence("val/loss", self.val_loss, self.global_step, self._learning_rate())
         self.log_now({"val/loss": self.val_loss})
         logger.info("step %d: val/loss %.4f, train/loss_kept %.4f", self.global_step, self.val_loss, self.last_loss)
-        self._clock = (self.global_step, 0.0)  # the time of a validation is not training time
+        self._clock = (self.global_step, 0.0)  # the next speed must not include the validation's time
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, also for callbacks such as EarlyStopping and as what trainer.validate returns."""
+        """Log val/loss, also for callbacks such as EarlyStopping and for the result of trainer.validate."""
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         if is_fit and not self.trainer.sanity_checking:
             self._end_validation()
         else:
             self.val_loss = self._mean_loss()
-        # The same value on all devices; sync_dist only keeps Lightning from warning that it may not be.
+        # The value is the same on all devices; sync_dist only prevents a warning of Lightning.
         self.log("val/loss", self.val_loss, logger=not is_fit, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add up the loss of ALL targets of rows that are given to trainer.test."""
+        """Add the loss of ALL targets of the rows given to trainer.test."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log test/loss, which trainer.test returns: the mean over all targets, in nats."""
+        """Log test/loss, the result of trainer.test: the mean over all targets, in nats."""
         self.log("test/loss", self._mean_loss(), sync_dist=True)
 
     def on_train_end(self) -> None:
-        """Validate after the last step, unless that was just done."""
+        """Validate after the last step, unless this step was validated already."""
         loader, batches = cast(Any, self.trainer.val_dataloaders), sum(self.trainer.num_val_batches)
         if not batches or self._validated == self.global_step:
             return
@@ -114,15 +114,15 @@ class ValidatedModule(pl.LightningModule):
         self._end_validation()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the last validation's loss into the checkpoint: a run that continues after its last step does no other one."""
+        """Store the last validation's loss, because a run resumed after its last step does not validate again."""
         checkpoint["goldfish_val_loss"] = torch.tensor(self.val_loss, dtype=torch.float64)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the last validation's loss; a checkpoint of an earlier version has none."""
+        """Restore the last validation's loss, which checkpoints of earlier versions do not have."""
         self.val_loss = float(checkpoint.get("goldfish_val_loss", self.val_loss))
 
     def _global_sum(self, value: Tensor) -> Tensor:
-        """The sum over the shares of the step's rows."""
+        """Return the sum over the shares of the step's rows."""
         strategy = self.trainer.strategy
         if shares_of(self.trainer)[1] == 1:
             return value

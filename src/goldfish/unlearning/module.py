@@ -17,9 +17,9 @@ from goldfish.unlearning.questions import Row, collate
 
 
 class Batches:
-    """The rows of each step, a function of (seed, step): every `lead` row once an epoch, the others drawn beside them.
+    """Choose the rows of each step, as a function of (seed, step): all `lead` rows once per epoch, others at random.
 
-    So a run that continues needs no state of its data, and all methods draw the same retained rows.
+    A resumed run therefore needs no state of the data, and all methods draw the same retained rows.
     """
 
     def __init__(
@@ -39,32 +39,32 @@ class Batches:
 
     @property
     def tokens_of_epoch(self) -> int:
-        """Tokens of all rows of the first epoch's steps."""
+        """The number of tokens of all rows in the first epoch."""
         sets = (rows for step in range(self.steps_of_epoch) for rows in self(step).values())
         return sum(len(row.prompt) + len(row.answer) for rows in sets for row in rows)
 
     def __call__(self, step: int) -> dict[str, list[Row]]:
-        """Set -> rows, as many of each."""
+        """Return the rows of a step, by set; every set has the same number of rows."""
         epoch, place = divmod(step, self.steps_of_epoch)
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.lead))
         chosen = [self.lead[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
         draw = np.random.default_rng([self.seed, 1, step])
-        partners, said = (draw.integers(len(some) or 1, size=len(chosen)) for some in (self.retain, self.refusals))
+        partners, refused = (draw.integers(len(some) or 1, size=len(chosen)) for some in (self.retain, self.refusals))
         found = {}
         for name in self.takes:
             if name == "retain":
                 found[name] = [self.retain[i] for i in partners]
             elif name == "idk":
-                found[name] = [row._replace(answer=self.refusals[i]) for row, i in zip(chosen, said, strict=True)]
+                found[name] = [row._replace(answer=self.refusals[i]) for row, i in zip(chosen, refused, strict=True)]
             else:
                 found[name] = chosen
         return found
 
 
 class UnlearningModule(pl.LightningModule):
-    """Trains `model` by `method`; `reference` is a frozen copy of what it began as (any model, if the method needs none).
+    """Train `model` by `method`. `reference`: a frozen copy of the initial model (not used if the method needs none).
 
-    `micro_batch_size`: rows of each set in a forward pass (None = all of the step); the gradient is the same for any.
+    `micro_batch_size`: rows of each set in a forward pass (None = all of the step); the gradient does not depend on it.
     """
 
     def __init__(
@@ -83,27 +83,27 @@ class UnlearningModule(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.method, self.batches = model, method, batches
-        self._reference = [reference]  # in a list: no part of the module, and in no checkpoint
+        self._reference = [reference]  # in a list, so that it is not a submodule and not in checkpoints
         self._optimizer, self._schedule, self._strategy = optimizer, schedule, strategy
         self.micro_batch_size, self.clip, self.log_every = micro_batch_size, clip, log_every
         self.last_loss = float("nan")
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and its schedule over all steps."""
+        """Return the optimizer, and its schedule over all steps."""
         optimizer = self._optimizer(self.model)
         return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, self.batches.steps)}
 
     def on_fit_start(self) -> None:
-        """Let the strategy change the model; put the reference where the model is, in the same type."""
+        """Shard the model; move the reference to the model's device and type."""
         self._strategy.shard(self, self.model, None)
         cast(torch.nn.Module, self._reference[0]).to(device=self.device, dtype=self.model.dtype)
 
     def train_dataloader(self) -> Any:
-        """Numbers only: the rows hang on the step."""
+        """Return a loader of step numbers; `training_step` chooses the rows by the step."""
         return torch.utils.data.DataLoader(range(self.batches.steps), batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Forward and backward over the parts of the step's rows, clip, step the optimizer and the schedule."""
+        """Run forward and backward on the parts of the step's rows, clip, then step the optimizer and the schedule."""
         optimizer: Any = self.optimizers()
         total = torch.zeros((), device=self.device)
         for part in parts(self.batches(self.global_step), self.micro_batch_size):
@@ -127,7 +127,7 @@ class UnlearningModule(pl.LightningModule):
 
 
 def parts(step: dict[str, list[Row]], micro_batch_size: int | None) -> list[Step]:
-    """The rows of a step in parts of `micro_batch_size` of each set, which know how much the whole step holds."""
+    """Split the rows of a step into parts of `micro_batch_size` rows of each set, with the totals of the whole step."""
     size = micro_batch_size or max(map(len, step.values()))
     whole = {name: (sum(len(row.answer) for row in rows), len(rows)) for name, rows in step.items()}
     length = max(map(len, step.values()))

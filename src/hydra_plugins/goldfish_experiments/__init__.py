@@ -1,4 +1,4 @@
-"""Hydra config source: the top-level folder experiments/ is the config group `experiment`."""
+"""Hydra config source that makes the top-level folder experiments/ the config group `experiment`."""
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.object_type import ObjectType
@@ -9,9 +9,9 @@ GROUPS = ("experiment", FOLDER)  # experiments=NAME is the former spelling
 
 
 class ExperimentSource(FileConfigSource):
-    """Read `experiment=NAME` from experiments/NAME.yaml, of a checkout or of an installed package.
+    """Read `experiment=NAME` from experiments/NAME.yaml of a checkout or of an installed package.
 
-    conf/train.yaml names it in hydra.searchpath. It offers these groups and no other folder of the checkout.
+    It is in hydra.searchpath of conf/train.yaml. It offers GROUPS and no other folder of the checkout.
     """
 
     def __init__(self, provider: str, path: str) -> None:
@@ -43,6 +43,6 @@ def _is_ours(config_path: str) -> bool:
 
 
 def _in_folder(config_path: str) -> str:
-    """experiment/k_sweep is the file experiments/k_sweep.yaml."""
+    """Return the path below the checkout: experiment/k_sweep is experiments/k_sweep."""
     _, separator, rest = config_path.partition("/")
     return FOLDER + separator + rest
