@@ -40,5 +40,5 @@ def test_a_part_counts_what_was_estimated_whatever_it_took_and_the_end_is_told_a
 
 def test_before_anything_is_done_no_speed_is_told(clock):
     said = []
-    TokenProgress(lambda **report: said.append(report), total=200, kept=50).tell()
+    TokenProgress(lambda **report: said.append(report), total=200, kept=50).report_progress()
     assert said == [dict(state="extracting", done=50, total=200, unit="tokens")]

@@ -127,7 +127,7 @@ def _start_processes(out: Path, processes: int) -> list[subprocess.Popen[bytes]]
 def _wait_for(others: list[subprocess.Popen[bytes]], out: Path, progress: Any) -> None:
     for rank, process in enumerate(others, start=1):
         while process.poll() is None:
-            progress.tell()
+            progress.report_progress()
             time.sleep(0.1)
         if process.returncode:
             tail = last_lines(out / f"rank{rank}.log", 8)

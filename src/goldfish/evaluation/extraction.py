@@ -32,7 +32,6 @@ class Extraction:
     """The settings of extraction. Lists in the first six keys are a sweep: one call evaluates all combinations.
 
     Tables show the first value of each list.
-
     The prompt is the separator and `prefix_tokens` tokens of the document from token `offset` on (0 = as in training;
     positional fragility, arXiv 2505.13171); then `suffix_tokens` are decoded. `offset` -1: the suffix is the end of the
     document, the same for any prefix (the context-length law of arXiv 2202.07646). `edit_rate`: share of the prompt's
@@ -46,8 +45,7 @@ class Extraction:
     of the first setting; "document", all that the model can read; or a number, the document's first tokens. They always
     follow the separator, as in training. `percents`: for min-k %; `reference`: a model folder for the reference-model
     ratio. `training_overlap`: for runs, the share of a continuation's 13-grams that occur in the training text; it
-    reads the whole text. `batch_size`: rows of a forward pass. `precision`: the type in which goldfish-eval loads the
-    model.
+    reads the whole text. `batch_size`: rows of a forward pass. `precision`: the type of the model in goldfish-eval.
     The released code takes everything but the last 50 tokens of 2048 as the prompt.
     """
 

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, rankdata
 from torch import Tensor
 
 from goldfish.evaluation.metrics import Row, finite
-from goldfish.evaluation.statistics import sample
+from goldfish.evaluation.statistics import checked_sample
 
 FALSE_POSITIVES = {"0.1%": 0.001, "1%": 0.01}
 SMALLEST_LOSS, SMALLEST_STD = 1e-7, 1e-6  # below float32's resolution; they keep ratios finite where p is 1
@@ -91,7 +91,8 @@ def attack(
     share of members above EVERY non-member, as at 0 FPR. The bootstrap then gives too narrow and too high intervals,
     because it never draws a higher non-member.
     """
-    inside, outside = sample(members, "the scores of members"), sample(non_members, "the scores of non-members")
+    inside = checked_sample(members, "the scores of members")
+    outside = checked_sample(non_members, "the scores of non-members")
     auc, *rates = _figures(inside, outside).tolist()
     enough = min(len(inside), len(outside)) > 1
     warnings = [] if enough else ["one member or one non-member: there are no intervals"]

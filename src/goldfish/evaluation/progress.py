@@ -24,19 +24,19 @@ class TokenProgress:
     def begin(self, tokens: int) -> None:
         """Begin a part of about `tokens` tokens."""
         self._end = self._done + tokens
-        self.tell()
+        self.report_progress()
 
     def count(self, more: int) -> None:
         """Count `more` tokens of the current part, at most its estimate."""
         self._done = min(self._end, self._done + more)
-        self.tell()
+        self.report_progress()
 
     def end(self) -> None:
         """End the current part; its whole estimate counts as done."""
         self._done = self._end
-        self.tell(force=self._kept + self._done >= self._total)
+        self.report_progress(force=self._kept + self._done >= self._total)
 
-    def tell(self, force: bool = False) -> None:
+    def report_progress(self, force: bool = False) -> None:
         """Call `report` if half a second has passed since the last call, or if `force`."""
         now = time.perf_counter()
         if now - self._last < 0.5 and not force:

@@ -26,7 +26,7 @@ def interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level}: the confidence level must be more than 0 and less than 1, for example 0.95")
-    values_N = sample(values, "the values")
+    values_N = checked_sample(values, "the values")
     count, first = len(values_N), float(values_N[0])
     if (values_N == first).all():
         if bounds and first in bounds:
@@ -59,7 +59,7 @@ def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: fl
         raise ValueError(
             f"n={n}, p={p}: n, the number of samples, must be at least 1, and 0 < p <= 1; for example n=100, p=0.5"
         )
-    log_p_z = np.minimum(sample(log_p_z_N, "the log_p_z", or_minus_infinity=True), 0.0)
+    log_p_z = np.minimum(checked_sample(log_p_z_N, "the log_p_z", or_minus_infinity=True), 0.0)
     with np.errstate(divide="ignore"):
         log_miss = np.where(log_p_z > -np.log(2), np.log(-np.expm1(log_p_z)), np.log1p(-np.exp(log_p_z)))
         log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits per sample; -log(1 - x) = x for tiny x
@@ -83,11 +83,10 @@ def discoverable_curve(
     return curve
 
 
-def sample(values: Sequence[float] | np.ndarray | Tensor, what: str, or_minus_infinity: bool = False) -> np.ndarray:
-    """Return `values` as 1-D float64; raise ValueError that begins with `what` if they are empty or not finite.
-
-    `or_minus_infinity`: True = -inf is allowed.
-    """
+def checked_sample(
+    values: Sequence[float] | np.ndarray | Tensor, what: str, or_minus_infinity: bool = False
+) -> np.ndarray:
+    """Return `values` as 1-D float64; ValueError begins with `what` if they are empty or not finite, except allowed -inf."""
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
         raise ValueError(f"{what} have shape {values_N.shape}: give one number a document, and at least one")

@@ -23,7 +23,7 @@ from goldfish.runs.record import SCHEMA, RunDirectory, environment, label
 from goldfish.tools.files import FileError
 from goldfish.tools.threads import computing_with, cores, threads_for, use_threads
 from goldfish.tools.writing import write_atomically, write_json, write_lines
-from goldfish.training.callbacks import Progress, stoppable
+from goldfish.training.callbacks import Progress, interruptible_progress
 from goldfish.training.checkpoints import (
     checkpoint_error,
     consolidate,
@@ -87,7 +87,7 @@ class Run:
     def open(cls, config: dict[str, Any], run_dir: Path, command: str, stop_requested: Callable[[], bool]) -> Self:
         """Start the run in `run_dir` and its clock."""
         record = RunDirectory(run_dir)
-        on_progress = stoppable(record.report, stop_requested)
+        on_progress = interruptible_progress(record.report, stop_requested)
         return cls(record, config, command, stop_requested, on_progress, time.perf_counter())
 
     def build(self, job_class: type[J]) -> J:

@@ -22,7 +22,7 @@ from goldfish.models.llama import LlamaSource, count_parameters
 from goldfish.objectives import Objective
 from goldfish.tools.writing import write_csv, write_lines
 from goldfish.training.callbacks import Exposure, Ledger, Memorization
-from goldfish.training.feasible import memory_problem, shape_of
+from goldfish.training.feasible import memory_problem, model_config_of
 from goldfish.training.loggers import COMPARED, log_hyperparameters
 from goldfish.training.module import GoldfishModule
 from goldfish.training.trainer import TrainerSettings
@@ -44,7 +44,7 @@ class Job(JobSettings):
     def __post_init__(self) -> None:
         self._refuse_lengths()
         self._refuse_strategy()
-        self.shape = shape_of(self.model, self.data.tokenizer_source)
+        self.shape = model_config_of(self.model, self.data.tokenizer_source)
         length = self.data.sequence_length
         self.objective.count(torch.ones(1, length, dtype=torch.bool))  # ValueError if it cannot split such rows
         self.mask(torch.zeros(1, length, dtype=torch.int64))  # ValueError if such rows are shorter than its windows

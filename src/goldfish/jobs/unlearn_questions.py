@@ -14,7 +14,7 @@ from goldfish.runs.record import RunDirectory
 from goldfish.tools.extras import install, require
 from goldfish.tools.files import FileError, read_rows
 from goldfish.tools.writing import write_rows
-from goldfish.training.feasible import memory_problem, shape_of
+from goldfish.training.feasible import memory_problem, model_config_of
 from goldfish.training.optimizers import OptimizerSource
 from goldfish.training.strategies import Strategy
 from goldfish.unlearning.metrics import evaluate_answers, forget_quality, summarize
@@ -57,7 +57,7 @@ class UnlearnQuestions:
         if "{question}" not in template:
             raise ValueError(f"template={template!r}: must contain {{question}}, the place of the question")
         require("RougeL of the answers", install("tofu"), "rouge_score")
-        self.shape = shape_of(model, tokenizer)
+        self.shape = model_config_of(model, tokenizer)
         self.source, self.method, self.model, self.tokenizer = source, method, model, tokenizer
         self.template, self.answer_tokens, self.evaluation_batch_size = template, answer_tokens, evaluation_batch_size
         self.finetuned, self.retain_only = finetuned, retain_only

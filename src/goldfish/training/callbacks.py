@@ -207,7 +207,7 @@ class SaveCheckpoint(Checkpoint):
             raise Interrupted(f"stopped after step {trainer.global_step}; the same command continues from there")
 
 
-def stoppable(report: Callable[..., None], requested: Callable[[], bool]) -> Callable[..., None]:
+def interruptible_progress(report: Callable[..., None], requested: Callable[[], bool]) -> Callable[..., None]:
     """Return an `on_progress` that calls `report(state=message, ...)` and raises `Interrupted` once `requested()`.
 
     It is for the work before and after training, which keeps finished parts or is short; the same command continues.

@@ -15,7 +15,7 @@ from goldfish.training.strategies import Strategy
 LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 2 and 1
 
 
-def shape_of(model: LlamaSource, tokenizer: TokenizerSource) -> LlamaConfig:
+def model_config_of(model: LlamaSource, tokenizer: TokenizerSource) -> LlamaConfig:
     """Return the model's configuration with the tokenizer's vocabulary; raise ValueError if they do not fit."""
     try:
         return model.config(tokenizer.vocab_size, 0)
