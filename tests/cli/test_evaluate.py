@@ -130,7 +130,7 @@ def test_documents_that_are_all_too_short_are_told(command, finished):
         (["run=nowhere"], "run=nowhere: no such file or folder"),
         (["run=."], "run=.: no finished run"),
         (["model=."], "also type documents=FILE"),
-        (["model=.", "documents=.", "out=x", "perplexity=validation"], "that is a run's validation text"),
+        (["model=.", "documents=.", "out=x", "perplexity=validation"], "only a run has validation text"),
         (["model=.", "documents=.", "out=x", "perplexity=nowhere"], "perplexity=nowhere: no such file"),
         (["model=.", "documents=.", "out=x", "mauve=true"], "also type similarity=minilm"),
         (["evaluation.prefix=3"], "evaluation.prefix: unknown key; did you mean prefix_tokens?"),

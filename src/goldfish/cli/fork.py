@@ -43,7 +43,7 @@ def fork(name: str, folder: Path) -> int:
     """Copy and rename; return the number of files. ValueError if the name is invalid or taken, or the folder exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ValueError(
-            f"NAME={name!r}: must be a package name of lower-case letters, digits and underscores; type for example my_study"
+            f"NAME={name!r}: must be lower-case letters, digits and underscores; type for example my_study"
         )
     if name in (PACKAGE, "hydra_plugins", "conf", "tests") or importlib.util.find_spec(name):
         raise ValueError(f"NAME={name}: a package with this name exists already; type another name")

@@ -86,7 +86,7 @@ def discoverable_curve(
 def checked_sample(
     values: Sequence[float] | np.ndarray | Tensor, what: str, or_minus_infinity: bool = False
 ) -> np.ndarray:
-    """Return `values` as 1-D float64; ValueError begins with `what` if they are empty or not finite, except allowed -inf."""
+    """Return `values` as 1-D float64; ValueError begins with `what` if empty or not finite (-inf if allowed)."""
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
         raise ValueError(f"{what} have shape {values_N.shape}: give one number a document, and at least one")
