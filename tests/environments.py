@@ -25,6 +25,7 @@ TINY_UNLEARNING = [
 # Commands are typed as they stand, and made tiny by these functions of the shell.
 PRELUDE = """set -e
 tiny() {  # but for what the command itself decides
+    [[ $* != *--cfg* && $* != *--info* ]] || return 0  # nothing is run; Hydra takes no override after these
     local own='^$'
     [[ $* != *model=* ]] || own+='|^model\\.'
     [[ $* != *data/tokenizer=* ]] || own+='|^data\\.tokenizer\\.'

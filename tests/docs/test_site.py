@@ -163,7 +163,7 @@ def look(site, page, query):
 def test_a_reader_opens_the_site_from_disk_searches_and_finds_the_tour_and_the_settings(site):
     home = look(site, "index.html", "prefix_tokens")
     assert home["heading"] == "goldfish" and all(home["images"]) and len(home["images"]) == 1
-    assert home["tabs"][:5] == ["Home", "Tour", "Concepts", "How-to", "Configuration"]
+    assert home["tabs"][:6] == ["Home", "Tour", "Commands", "Concepts", "How-to", "Configuration"]
     assert any("configuration/evaluation.html" in target for target in home["found"]), home["found"]
     tour = look(site, "tour.html", "static mask")
     assert tour["heading"].startswith("Tour") and all(tour["images"]) and tour["tables"] >= 3
