@@ -104,6 +104,7 @@ def test_a_mixture_s_sources_are_components_and_their_settings_are_checked(compo
         ("study", "a\0b", "study='a\\x00b': must be text, without null characters"),
         ("data.injection.repeats", 2**40, "exposures do not fit"),
         ("data.tokenizer", {"_target_": "goldfish.masks.StaticMask"}, "data.tokenizer._target_=goldfish.masks.StaticMask: must be a class with build, fingerprint, vocab_size"),
+        ("schedule", {"_target_": "goldfish.masks.StaticMask"}, "schedule._target_=goldfish.masks.StaticMask: must be a class with __call__ of 2 arguments; type schedule=NAME"),
         ("seed", {"_target_": "goldfish.masks.StaticMask"}, "seed={'_target_': 'goldfish.masks.StaticMask'}: must be at least 0"),
         ("trainer.options", {"limit_val_batches": 0}, "trainer.options.limit_val_batches: not an option"),
         ("strategy.precision", "16", "strategy.precision='16': must be one of '32-true'"),

@@ -175,12 +175,21 @@ def _arguments(function: Any) -> int:
     return sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
 
 
+def _takes(built: Any, count: int) -> bool:
+    """Return whether an object can be called with so many positional arguments."""
+    try:
+        inspect.signature(built).bind(*[None] * count)
+    except TypeError:  # also of what cannot be called
+        return False
+    return True
+
+
 def _is_component(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
 def _missing_attributes(built: Any, hint: Any) -> str:
-    """Return which attributes an object names_missing to be a `hint`; empty if it is one."""
+    """Return which attributes an object lacks to be a `hint`; empty if it is one."""
     wanted = [part for part in get_args(hint) if part is not type(None)] if _is_union(hint) else [hint]
     missing = []
     for part in wanted:
@@ -193,7 +202,10 @@ def _missing_attributes(built: Any, hint: Any) -> str:
         elif isinstance(part, type):
             missing.append("" if isinstance(built, part) else f"the attributes of {part.__name__}")
         else:
-            missing.append("" if callable(built) or get_origin(part) is not Callable else "__call__")
+            arguments = get_args(part)[0] if get_origin(part) is Callable else None
+            missing.append(
+                "" if arguments is None or _takes(built, len(arguments)) else f"__call__ of {len(arguments)} arguments"
+            )
     return "" if "" in missing else missing[0]
 
 

@@ -27,7 +27,7 @@ from goldfish.masks import Mask, NoMask
 from goldfish.models.pretrained import load_model, load_tokenizer
 from goldfish.runs.record import RunDirectory, freeze, is_unfinished
 from goldfish.tools.extras import require
-from goldfish.tools.files import read_csv
+from goldfish.tools.files import FileError, read_csv
 from goldfish.tools.threads import cores, use_threads
 from goldfish.training.strategies import Strategy
 
@@ -151,17 +151,23 @@ class EvaluationJob:
             stream, length = self._data.prepare().validation, self._data.sequence_length
             tokens = self._data.validation_tokens
             return stream_losses(target.model, stream, length, tokens, target.tokenizer, size)
-        documents = self._read(Path(str(self.perplexity)), target.tokenizer)
+        documents = self._read("perplexity", Path(str(self.perplexity)), target.tokenizer)
         length = getattr(target.model.config, "max_position_embeddings", None) or 2048
         if self.run is not None:  # rows as long as in training
             length = RunDirectory(self.run).config()["data"]["sequence_length"]
         return document_losses(target.model, documents, separator_id(target.tokenizer), length, size)
 
     def _documents(self, tokenizer: Any) -> list[InjectedDocument]:
-        return self._own_documents() if self.documents is None else self._read(self.documents, tokenizer)
+        return self._own_documents() if self.documents is None else self._read("documents", self.documents, tokenizer)
 
-    def _read(self, path: Path, tokenizer: Any) -> list[InjectedDocument]:
-        return to_documents([entry._asdict() for entry in read_documents(path)], tokenizer)
+    def _read(self, key: str, path: Path, tokenizer: Any) -> list[InjectedDocument]:
+        try:
+            entries = read_documents(path)
+        except FileError as error:
+            raise FileError(
+                f"{key}={error}; type {key}=FILE with a file of documents (JSON Lines or Parquet)"
+            ) from error
+        return to_documents([entry._asdict() for entry in entries], tokenizer)
 
     def _own_documents(self) -> list[InjectedDocument]:
         assert self.run is not None
