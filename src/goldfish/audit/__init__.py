@@ -1,0 +1,1 @@
+"""The audit of whole books: how likely a model is to continue each window of a text as the text goes on."""
