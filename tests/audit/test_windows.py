@@ -2,38 +2,15 @@
 
 import numpy as np
 import pytest
+from audit.small_tokenizers import ALPHABET, TEXT, byte_level, metaspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from goldfish.audit.windows import Cut, Windows
 
-TEXT = "The goldfish swims — naïvely, 12 times.\n\nEr sagt: »Ja, 日本語 🐟🐠!« And the goldfish   swims on. " * 6
-ALPHABET = "ab c\n.é日🐟"
-
-
-def trained(pre_tokenizer, decoder, normalizer=None, **options) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=340, show_progress=False, **options))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-BYTES = dict(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-TOKENIZERS = {
-    "byte-level": trained(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), **BYTES),
-    "byte-level with offsets that leave the space out": trained(
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True), decoders.ByteLevel(), **BYTES
-    ),
-}
-SENTENCEPIECE = trained(
-    pre_tokenizers.Metaspace(prepend_scheme="never"),
-    decoders.Metaspace(prepend_scheme="never"),
-    initial_alphabet=sorted({*TEXT, *ALPHABET} - {" "}),
-)
+TOKENIZERS = {"byte-level": byte_level(), "byte-level, offsets without spaces": byte_level(trim_offsets=True)}
+SENTENCEPIECE = metaspace()
 
 
 def byte_counts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> np.ndarray:

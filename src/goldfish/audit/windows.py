@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from goldfish.config.checks import Count, checked
 
 _BATCH = 256  # pieces of text that are tokenized at a time
-_HOW: dict[str, Any] = dict(
+HOW: dict[str, Any] = dict(
     add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
 )
 _CHARACTERS = 20  # of the text that is tokenized for each token of a window (the paper: 2 000 for 100)
@@ -68,7 +68,7 @@ class Cut:
         for low in range(0, len(starts), _BATCH):
             some = starts[low : low + _BATCH]
             pieces = [text[start : start + reach] for start in some]
-            found = tokenizer(pieces, **_HOW)
+            found = tokenizer(pieces, **HOW)
             rows = [
                 (start, ids[:tokens], offsets[:tokens])
                 for start, ids, offsets in zip(some, found["input_ids"], found["offset_mapping"], strict=True)
@@ -82,7 +82,7 @@ class Cut:
 
     def _by_tokens(self, text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Windows]:
         tokens = self.prefix_tokens + self.suffix_tokens
-        found = tokenizer([text], **_HOW)
+        found = tokenizer([text], **HOW)
         ids_N = np.array(found["input_ids"][0], dtype=np.uint32)
         offset_N2 = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
         places_W = np.arange(0, len(ids_N) - tokens + 1, self.stride)
