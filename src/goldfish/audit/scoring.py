@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from goldfish.evaluation.forward import Speaker, silent
+from goldfish.evaluation.forward import SplitModel, silent
 from goldfish.evaluation.progress import CountTokens
 from goldfish.evaluation.scheme import Scheme, log_p_of
 
@@ -52,14 +52,14 @@ def score(
     windows, suffix_tokens = len(ids_WT), ids_WT.shape[1] - prefix_tokens
     log_p_W, scheme_W = np.zeros(windows), np.zeros(windows)
     scored_W = np.zeros(windows, dtype=np.int64)
-    speaker, left_W = Speaker(model, count), np.arange(windows)
+    split, left_W = SplitModel(model, count), np.arange(windows)
     log_p = partial(log_p_of_true, warp=None if scheme.is_plain else scheme.warpers())
     first = min(_FIRST, suffix_tokens) if floor > -math.inf else suffix_tokens
     for tokens in dict.fromkeys((first, suffix_tokens)):
         for low in range(0, len(left_W), batch_size):
             some_W = left_W[low : low + batch_size]
             ids_BT = torch.from_numpy(ids_WT[some_W, : prefix_tokens + tokens].astype(np.int64)).to(model.device)
-            found_BS = _read(speaker, ids_BT, tokens, log_p)
+            found_BS = _read(split, ids_BT, tokens, log_p)
             for field_W, found in zip((log_p_W, scheme_W), found_BS, strict=False):
                 field_W[some_W] = found.double().sum(dim=1).cpu().numpy()
             if np.isnan(log_p_W[some_W]).any():
@@ -71,12 +71,12 @@ def score(
     return Scores(log_p_W, scheme_W, scored_W)
 
 
-def _read(speaker: Speaker, ids_BT: Tensor, suffix_tokens: int, log_p: Any) -> list[Tensor]:
+def _read(split: SplitModel, ids_BT: Tensor, suffix_tokens: int, log_p: Any) -> list[Tensor]:
     """One or two tensors (B, S): log p of the suffix tokens, and under the scheme."""
-    rows = speaker.rows_of_a_pass(ids_BT.shape[1], len(ids_BT))
-    hidden = [speaker.hidden(part_BT[:, :-1], suffix_tokens, use_cache=False) for part_BT in ids_BT.split(rows)]
+    rows = split.rows_of_a_pass(ids_BT.shape[1], len(ids_BT))
+    hidden = [split.hidden(part_BT[:, :-1], suffix_tokens, use_cache=False) for part_BT in ids_BT.split(rows)]
     hidden_MD = torch.cat(hidden).flatten(0, 1)
-    found = speaker.head(hidden_MD, log_p, ids_BT[:, -suffix_tokens:].flatten())
+    found = split.head(hidden_MD, log_p, ids_BT[:, -suffix_tokens:].flatten())
     return [field_M.view(len(ids_BT), suffix_tokens) for field_M in found]
 
 

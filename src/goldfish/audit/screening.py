@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from goldfish.audit.scoring import log_p_of_true
 from goldfish.audit.windows import HOW, Windows
-from goldfish.evaluation.forward import Speaker, silent
+from goldfish.evaluation.forward import SplitModel, silent
 from goldfish.evaluation.progress import CountTokens
 
 STRETCH = 2048  # tokens that are read at once
@@ -31,15 +31,15 @@ class Screen:
         ids_N = torch.tensor(found["input_ids"][0], dtype=torch.int64)
         offset_N2 = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
         positions = getattr(model.config, "max_position_embeddings", None) or STRETCH
-        stretch, speaker = min(STRETCH, positions), Speaker(model, count)
+        stretch, split = min(STRETCH, positions), SplitModel(model, count)
         context = min(_CONTEXT, stretch // 2)
         log_p_N = np.zeros(len(ids_N))  # the first token is nobody's target: it costs nothing
         for low in range(0, max(1, len(ids_N) - context), stretch - context):
             ids_Q = ids_N[low : low + stretch].to(model.device)
             if len(ids_Q) < 2:
                 break
-            hidden_QD = speaker.hidden(ids_Q[None, :-1], len(ids_Q) - 1, use_cache=False)[0]
-            [log_p_Q] = speaker.head(hidden_QD, partial(log_p_of_true, warp=None), ids_Q[1:])
+            hidden_QD = split.hidden(ids_Q[None, :-1], len(ids_Q) - 1, use_cache=False)[0]
+            [log_p_Q] = split.head(hidden_QD, partial(log_p_of_true, warp=None), ids_Q[1:])
             skip = context - 1 if low else 0  # tokens that the stretch before has read, with more context
             log_p_N[low + 1 + skip : low + len(ids_Q)] = log_p_Q[skip:].double().cpu().numpy()
         # A token belongs to the suffix if all its characters do, so what is cut by an end makes no suffix less likely.

@@ -59,12 +59,17 @@ def discoverable(log_p_z_N: Sequence[float] | np.ndarray | Tensor, n: int, p: fl
         raise ValueError(
             f"n={n}, p={p}: n, the number of samples, must be at least 1, and 0 < p <= 1; for example n=100, p=0.5"
         )
+    return np.asarray(log_samples_needed(log_p_z_N, p) <= math.log(n))
+
+
+def log_samples_needed(log_p_z_N: Sequence[float] | np.ndarray | Tensor, p: float = 0.5) -> np.ndarray:
+    """Return the log of how many samples make one of them the suffix with probability `p`; inf if it cannot be drawn."""
     log_p_z = np.minimum(checked_sample(log_p_z_N, "the log_p_z", or_minus_infinity=True), 0.0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         log_miss = np.where(log_p_z > -np.log(2), np.log(-np.expm1(log_p_z)), np.log1p(-np.exp(log_p_z)))
         log_rate = np.where(log_p_z < -40, log_p_z, np.log(-log_miss))  # of hits per sample; -log(1 - x) = x for tiny x
-        needed = np.log(-np.log1p(-p))
-    return np.asarray(math.log(n) + log_rate >= needed)
+        needed = np.log(-np.log1p(-p)) - log_rate
+    return np.where(log_rate == np.inf, -np.inf, needed)  # p_z = 1: the first sample is the suffix
 
 
 def discoverable_curve(
