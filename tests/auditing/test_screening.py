@@ -1,10 +1,10 @@
 import numpy as np
 import torch
-from audit.small_tokenizers import TEXT, byte_level
+from auditing.small_tokenizers import TEXT, byte_level
 
-from goldfish.audit.scoring import score
-from goldfish.audit.screening import Screen
-from goldfish.audit.windows import Cut, Windows
+from goldfish.auditing.scoring import score
+from goldfish.auditing.screening import Screen
+from goldfish.auditing.windows import Cut, Windows
 from goldfish.models.llama import LlamaFromConfig
 
 
@@ -18,7 +18,7 @@ def test_the_screen_of_a_first_window_is_its_p_z():
 
 
 def test_every_token_is_read_once_with_at_least_the_context_of_a_stretch(monkeypatch):
-    import goldfish.audit.screening as screening
+    import goldfish.auditing.screening as screening
 
     tokenizer, text = byte_level(), TEXT * 3
     model = LlamaFromConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)(len(tokenizer), 0, seed=0).eval()

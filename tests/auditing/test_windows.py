@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from audit.small_tokenizers import ALPHABET, TEXT, byte_level, metaspace
+from auditing.small_tokenizers import ALPHABET, TEXT, byte_level, metaspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from goldfish.audit.windows import Cut, Windows
+from goldfish.auditing.windows import Cut, Windows
 
 TOKENIZERS = {"byte-level": byte_level(), "byte-level, offsets without spaces": byte_level(trim_offsets=True)}
 SENTENCEPIECE = metaspace()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goldfish.audit.summary import coverage, extractable, largest_of_characters
+from goldfish.auditing.summary import coverage, extractable, largest_of_characters
 from goldfish.evaluation.statistics import log_samples_needed
 
 

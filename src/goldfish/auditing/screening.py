@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from goldfish.audit.scoring import log_p_of_true
-from goldfish.audit.windows import HOW, Windows
+from goldfish.auditing.scoring import log_p_of_true
+from goldfish.auditing.windows import HOW, Windows
 from goldfish.evaluation.forward import SplitModel, silent
 from goldfish.evaluation.progress import CountTokens
 

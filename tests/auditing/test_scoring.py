@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from goldfish.audit.scoring import score
+from goldfish.auditing.scoring import score
 from goldfish.evaluation.scheme import Scheme
 from goldfish.models.llama import LlamaFromConfig
 
