@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "data": "config losses masks models tools",
     "decoding": "config data tools",
     "evaluation": "config data decoding losses masks models tools",
+    "auditing": "config data evaluation tools",
     "training": "config data evaluation masks models objectives tools",
     "runs": "config tools",
     "unlearning": "config data evaluation losses masks objectives runs tools training",

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from goldfish.auditing.frames import audit as audit
     from goldfish.data.datamodule import InjectionDataModule as InjectionDataModule
     from goldfish.data.injection import Injection as Injection
     from goldfish.evaluation.frames import extract as extract
@@ -43,6 +44,7 @@ _MODULES = {
     "goldfish_loss": "goldfish.losses.linear_loss",
     "extract": "goldfish.evaluation.frames",
     "membership": "goldfish.evaluation.frames",
+    "audit": "goldfish.auditing.frames",
     "GoldfishCollator": "goldfish.integrations",
 }
 __all__ = list(_MODULES)

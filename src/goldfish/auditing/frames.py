@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,14 +71,46 @@ def audit(
     import pandas as pd
 
     cut, scheme = Cut(prefix_tokens, suffix_tokens, stride, unit), Scheme(temperature, top_k, top_p)
-    scheme.warpers()  # refuses values outside their ranges
-    floor, screened = (_log(fitted(p, Share, name, default=0.001, strict=False)) for p, name in ((p_min, "p_min"), (screen or 0.0, "screen")))
-    before = [separator_id(tokenizer)] * (bos == "document")
+    scheme.warpers()  # raises ValueError for values outside their ranges
+    floor, screen_floor = _log_of("p_min", p_min), _log_of("screen", screen or 0.0)
+    separators = [separator_id(tokenizer)] * (bos == "document")
     pieces = []
     with evaluating(model):
         for name, text in _named(texts):
             estimate = Screen(model, tokenizer, text, count) if screen else None
             for windows in cut(text, tokenizer):
-                found = _scores(windows, estimate, screened, lambda ids_WT: score(model, np.insert(ids_WT, [0] * len(before), before, axis=1), prefix_tokens + len(before), floor, scheme, batch_size, count))
+                log_p_W = np.zeros(len(windows.ids_WT)) if estimate is None else estimate(windows)
+                found = Scores(log_p_W.copy(), log_p_W.copy(), np.zeros(len(log_p_W), dtype=np.int64))
+                exact_W = np.flatnonzero(log_p_W >= screen_floor)
+                ids_WT = np.insert(windows.ids_WT[exact_W], [0] * len(separators), separators, axis=1)
+                first = prefix_tokens + len(separators)
+                for field_W, values in zip(
+                    found, score(model, ids_WT, first, floor, scheme, batch_size, count), strict=True
+                ):
+                    field_W[exact_W] = values
                 pieces.append(pd.DataFrame(_columns(name, windows, found)))
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+    if not pieces:
+        raise ValueError(
+            f"texts: every text has fewer tokens than prefix_tokens={prefix_tokens} + suffix_tokens={suffix_tokens}; lower "
+            "them or give longer texts"
+        )
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _columns(name: str, windows: Windows, found: Scores) -> dict[str, Any]:
+    places = dict(text=name, start=windows.start_W, suffix=windows.suffix_W, end=windows.end_W)
+    return places | dict(log_p_z=found.log_p_W, log_p_z_scheme=found.scheme_W, read=found.scored_W)
+
+
+def _named(texts: str | Iterable[str] | Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield names and texts; a text without a name is called by its place."""
+    if isinstance(texts, Mapping):
+        yield from texts.items()
+    else:
+        yield from ((str(place), text) for place, text in enumerate([texts] if isinstance(texts, str) else texts))
+
+
+def _log_of(name: str, p: float) -> float:
+    """Return the natural logarithm of a probability, -inf of 0; ValueError if it is none."""
+    p = fitted(p, Share, name, default=0.001, strict=False)
+    return math.log(p) if p else -math.inf
