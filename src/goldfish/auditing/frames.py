@@ -48,11 +48,12 @@ def audit(
     and `log_p_z` is its estimate.
 
     `model`: any Hugging Face causal language model, on its device; of bfloat16 weights the logits are summed in float32.
-    `texts`: one text, several, or a mapping of names to texts; goldfish.auditing.books reads files. `prefix_tokens`,
+    `tokenizer`: the model's, a fast one. `texts`: one text, several, or a mapping of names to texts; goldfish.auditing.books reads files. `prefix_tokens`,
     `suffix_tokens`, `stride`, `unit`: see goldfish.auditing.windows.Cut. `bos`: "document" puts the tokenizer's
     separator before each prefix. `p_min`: windows below it need no exact value; 0 = all do. `screen`: windows whose
     suffix has a smaller probability in one pass over long stretches of the text are not read one by one (None = all are;
-    1e-6 with p_min=1e-3; what it misses: experiments/speed). `batch_size`: windows at a time on a GPU. `count`: is
+    1e-6 suits p_min=1e-3). The screen is an estimate, no bound. `temperature`, `top_k` (0 = all), `top_p` (1 = all): as in
+    transformers' `generate`, for `log_p_z_scheme` alone. `batch_size`: windows at a time on a GPU. `count`: is
     called with the number of tokens of each pass.
 
     Raises ValueError for settings outside their bounds, and for a tokenizer that does not say which characters its
