@@ -28,11 +28,13 @@ tensorboard() {{ timeout 20 tensorboard "$@" 2>&1 | grep "TensorBoard .* at"; }}
 
 def blocks() -> list[list[str]]:
     """The lines of each block of README.md and docs/commands.md, without what needs a network."""
-    found = []
+    found: list[list[str]] = []
+    typed: set[str] = set()  # README.md and docs/commands.md share a sweep, which takes a minute
     for block in re.findall(r"```bash\n(.*?)```", README + COMMANDS, flags=re.DOTALL):
-        found.append(
-            [line for line in block.splitlines() if line and not line.startswith(("#", "git clone", "source "))]
-        )
+        lines = [line for line in block.splitlines() if line and not line.startswith(("#", "git clone", "source "))]
+        lines = [line for line in lines if line.partition("  #")[0].rstrip() not in typed]
+        typed |= {line.partition("  #")[0].rstrip() for line in lines}
+        found.append(lines)
     return found
 
 
