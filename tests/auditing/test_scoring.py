@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from goldfish.auditing.scoring import score
+from goldfish.evaluation.forward import SplitModel
 from goldfish.evaluation.scheme import Scheme
 from goldfish.models.llama import LlamaFromConfig
 
@@ -43,7 +44,7 @@ def oracle(model, ids_WT, scheme=None) -> np.ndarray:
 
 def test_p_z_is_that_of_full_logits_in_float64(model, ids):
     expected = oracle(model, ids)[:, P - 1 :].sum(axis=1)
-    found = score(model, ids, P, batch_size=7)
+    found = score(SplitModel(model), ids, P, batch_size=7)
     np.testing.assert_allclose(np.exp(found.log_p_W - expected), 1, atol=1e-5)
     assert (found.scored_W == S).all() and (found.scheme_W == found.log_p_W).all()
 
@@ -51,7 +52,7 @@ def test_p_z_is_that_of_full_logits_in_float64(model, ids):
 @pytest.mark.parametrize("scheme", [Scheme(0.7, 0, 1.0), Scheme(1.0, 5, 1.0), Scheme(1.3, 20, 0.9)])
 def test_p_z_under_a_scheme_needs_its_normaliser_and_is_0_where_a_token_is_never_drawn(model, ids, scheme):
     expected = oracle(model, ids, scheme)[:, P - 1 :].sum(axis=1)
-    found = score(model, ids, P, scheme=scheme)
+    found = score(SplitModel(model), ids, P, scheme=scheme)
     same = np.isneginf(expected) == np.isneginf(found.scheme_W)
     assert same.all() and np.isfinite(expected).any()
     finite = np.isfinite(expected)
@@ -61,7 +62,7 @@ def test_p_z_under_a_scheme_needs_its_normaliser_and_is_0_where_a_token_is_never
 
 @pytest.mark.parametrize("floor", [math.log(1e-3), math.log(1e-12)])
 def test_an_early_stop_is_exact_above_the_floor_and_a_bound_below_it(model, ids, floor):
-    whole, found = score(model, ids, P), score(model, ids, P, floor=floor)
+    whole, found = score(SplitModel(model), ids, P), score(SplitModel(model), ids, P, floor=floor)
     above = whole.log_p_W >= floor
     assert above.any() and not above.all()
     np.testing.assert_allclose(found.log_p_W[above], whole.log_p_W[above], atol=1e-5)
@@ -70,8 +71,8 @@ def test_an_early_stop_is_exact_above_the_floor_and_a_bound_below_it(model, ids,
 
 
 def test_a_window_does_not_depend_on_those_beside_it(model, ids):
-    whole = score(model, ids, P)
-    alone = np.concatenate([score(model, ids[i : i + 1], P).log_p_W for i in range(len(ids))])
+    whole = score(SplitModel(model), ids, P)
+    alone = np.concatenate([score(SplitModel(model), ids[i : i + 1], P).log_p_W for i in range(len(ids))])
     np.testing.assert_allclose(whole.log_p_W, alone, atol=1e-5)
 
 
@@ -82,7 +83,7 @@ def test_nan_logits_name_the_window(model, ids):
     bad[5, 2] = V - 1
     try:
         with pytest.raises(ValueError, match="window 5: the model's logits are NaN"):
-            score(model, bad, P)
+            score(SplitModel(model), bad, P)
     finally:
         with torch.no_grad():
             model.model.embed_tokens.weight[V - 1] = kept

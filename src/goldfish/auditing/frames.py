@@ -12,7 +12,7 @@ from goldfish.auditing.screening import Screen
 from goldfish.auditing.windows import Cut, Windows
 from goldfish.config.checks import Share, fitted
 from goldfish.data.tokenizer import separator_id
-from goldfish.evaluation.forward import silent
+from goldfish.evaluation.forward import SplitModel, silent
 from goldfish.evaluation.frames import evaluating
 from goldfish.evaluation.progress import CountTokens
 from goldfish.evaluation.scheme import Scheme
@@ -48,9 +48,9 @@ def audit(
     and `log_p_z` is its estimate.
 
     `model`: any Hugging Face causal language model, on its device; of bfloat16 weights the logits are summed in float32.
-    `tokenizer`: the model's, a fast one. `texts`: one text, several, or a mapping of names to texts; goldfish.auditing.books reads files. `prefix_tokens`,
-    `suffix_tokens`, `stride`, `unit`: see goldfish.auditing.windows.Cut. `bos`: "document" puts the tokenizer's
-    separator before each prefix. `p_min`: windows below it need no exact value; 0 = all do. `screen`: windows whose
+    `tokenizer`: the model's, a fast one. `texts`: one text, several, or a mapping of names to texts;
+    goldfish.auditing.books reads files. `prefix_tokens`, `suffix_tokens`, `stride`, `unit`: see
+    goldfish.auditing.windows.Cut. `bos`: "document" puts the tokenizer's separator before each prefix. `p_min`: windows below it need no exact value; 0 = all do. `screen`: windows whose
     suffix has a smaller probability in one pass over long stretches of the text are not read one by one (None = all are;
     1e-6 suits p_min=1e-3). The screen is an estimate, no bound. `temperature`, `top_k` (0 = all), `top_p` (1 = all): as in
     transformers' `generate`, for `log_p_z_scheme` alone. `batch_size`: windows at a time on a GPU. `count`: is
@@ -77,17 +77,17 @@ def audit(
     separators = [separator_id(tokenizer)] * (bos == "document")
     pieces = []
     with evaluating(model):
+        split = SplitModel(model, count)
         for name, text in _named(texts):
-            estimate = Screen(model, tokenizer, text, count) if screen else None
+            estimate = Screen(split, tokenizer, text) if screen else None
             for windows in cut(text, tokenizer):
                 log_p_W = np.zeros(len(windows.ids_WT)) if estimate is None else estimate(windows)
                 found = Scores(log_p_W.copy(), log_p_W.copy(), np.zeros(len(log_p_W), dtype=np.int64))
                 exact_W = np.flatnonzero(log_p_W >= screen_floor)
                 ids_WT = np.insert(windows.ids_WT[exact_W], [0] * len(separators), separators, axis=1)
                 first = prefix_tokens + len(separators)
-                for field_W, values in zip(
-                    found, score(model, ids_WT, first, floor, scheme, batch_size, count), strict=True
-                ):
+                exact = score(split, ids_WT, first, floor, scheme, batch_size)
+                for field_W, values in zip(found, exact, strict=True):
                     field_W[exact_W] = values
                 pieces.append(pd.DataFrame(_columns(name, windows, found)))
     if not pieces:

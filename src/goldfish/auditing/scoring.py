@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList
 
-from goldfish.evaluation.forward import SplitModel, silent
-from goldfish.evaluation.progress import CountTokens
+from goldfish.evaluation.forward import SplitModel
 from goldfish.evaluation.scheme import Scheme, log_p_of
 
 _FIRST = 6  # suffix tokens of the first look at a window; ordinary text falls below 1e-3 after four to six of them
@@ -34,15 +33,14 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def score(
-    model: PreTrainedModel,
+    split: SplitModel,
     ids_WT: np.ndarray,
     prefix_tokens: int,
     floor: float = -math.inf,
     scheme: Scheme = Scheme(),  # noqa: B008
     batch_size: int = 64,
-    count: CountTokens = silent,
 ) -> Scores:
-    """Score windows. `ids_WT`: prefixes of `prefix_tokens` tokens, and suffixes.
+    """Score windows with a model that is prepared once. `ids_WT`: prefixes of `prefix_tokens` tokens, and suffixes.
 
     `floor`: the log p_z below which nobody asks for the exact value. Log p_z only falls from token to token, so a window
     that is below it after its first suffix tokens is settled: that is exact, no estimate. The head is computed on suffix
@@ -52,13 +50,13 @@ def score(
     windows, suffix_tokens = len(ids_WT), ids_WT.shape[1] - prefix_tokens
     log_p_W, scheme_W = np.zeros(windows), np.zeros(windows)
     scored_W = np.zeros(windows, dtype=np.int64)
-    split, left_W = SplitModel(model, count), np.arange(windows)
+    left_W = np.arange(windows)
     log_p = partial(log_p_of_true, warp=None if scheme.is_plain else scheme.warpers())
     first = min(_FIRST, suffix_tokens) if floor > -math.inf else suffix_tokens
     for tokens in dict.fromkeys((first, suffix_tokens)):
         for low in range(0, len(left_W), batch_size):
             some_W = left_W[low : low + batch_size]
-            ids_BT = torch.from_numpy(ids_WT[some_W, : prefix_tokens + tokens].astype(np.int64)).to(model.device)
+            ids_BT = torch.from_numpy(ids_WT[some_W, : prefix_tokens + tokens].astype(np.int64)).to(split.model.device)
             found_BS = _read(split, ids_BT, tokens, log_p)
             for field_W, found in zip((log_p_W, scheme_W), found_BS, strict=False):
                 field_W[some_W] = found.double().sum(dim=1).cpu().numpy()

@@ -9,12 +9,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from goldfish.auditing.scoring import log_p_of_true
 from goldfish.auditing.windows import HOW, Windows
-from goldfish.evaluation.forward import SplitModel, silent
-from goldfish.evaluation.progress import CountTokens
+from goldfish.evaluation.forward import SplitModel
 
 STRETCH = 2048  # tokens that are read at once
 _CONTEXT = 128  # tokens before a token that stands in a stretch's beginning, which the stretch before has read already
@@ -24,18 +23,16 @@ class Screen:
     """Log-probabilities of a text's tokens, read once; call it for the log p of the suffixes of windows."""
 
     @torch.no_grad()
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, count: CountTokens = silent
-    ) -> None:
+    def __init__(self, split: SplitModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         found = tokenizer([text], **HOW)
         ids_N = torch.tensor(found["input_ids"][0], dtype=torch.int64)
         offset_N2 = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
-        positions = getattr(model.config, "max_position_embeddings", None) or STRETCH
-        stretch, split = min(STRETCH, positions), SplitModel(model, count)
+        positions = getattr(split.model.config, "max_position_embeddings", None) or STRETCH
+        stretch = min(STRETCH, positions)
         context = min(_CONTEXT, stretch // 2)
         log_p_N = np.zeros(len(ids_N))  # the first token is nobody's target: it costs nothing
         for low in range(0, max(1, len(ids_N) - context), stretch - context):
-            ids_Q = ids_N[low : low + stretch].to(model.device)
+            ids_Q = ids_N[low : low + stretch].to(split.model.device)
             if len(ids_Q) < 2:
                 break
             hidden_QD = split.hidden(ids_Q[None, :-1], len(ids_Q) - 1, use_cache=False)[0]
