@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from goldfish.report.write import collect, write_report
+from goldfish.report.finished import collect
+from goldfish.report.write import write_report
 from goldfish.tools.writing import write_rows
 
 HEADER = (

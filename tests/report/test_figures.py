@@ -11,8 +11,8 @@ from report.small_studies import make_evaluation, make_run, make_standard, make_
 
 from goldfish.cli.report import main
 from goldfish.report import drawings, evaluation_figures, training_figures
-from goldfish.report.tables import pool, tabulate
-from goldfish.report.write import collect, evaluations, summarize
+from goldfish.report.finished import collect, evaluations
+from goldfish.report.tables import pool, summarize, tabulate
 
 
 def test_a_sweep_is_drawn_over_each_value_at_the_first_of_the_others(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from report.small_studies import document, interval, make_evaluation, make_run, measured, setting
 
 from goldfish.cli.report import main
-from goldfish.report.write import collect, evaluations
+from goldfish.report.finished import collect, evaluations
 
 
 def test_a_run_is_found_at_any_depth_and_once_however_often_its_folder_is_given(tmp_path: Path) -> None:

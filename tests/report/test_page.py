@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from goldfish.report import drawings
-from goldfish.report.write import collect, write_report
+from goldfish.report.finished import collect
+from goldfish.report.write import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Runs after the page's own script: uses the page as a reader would, and writes down what it then shows.

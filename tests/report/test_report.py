@@ -32,8 +32,10 @@ from rich.console import Console
 
 from goldfish.cli.report import main
 from goldfish.report import drawings
+from goldfish.report.finished import collect
 from goldfish.report.page import compare
-from goldfish.report.write import collect, print_summary, summarize, write_report
+from goldfish.report.tables import summarize
+from goldfish.report.write import print_summary, write_report
 from goldfish.tools.files import read_rows
 
 

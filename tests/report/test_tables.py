@@ -23,9 +23,9 @@ from report.small_studies import (
 
 from goldfish.cli.report import main
 from goldfish.report.arms import settings_of
+from goldfish.report.finished import collect, evaluations
 from goldfish.report.intervals import mean_text
-from goldfish.report.tables import pool, tabulate
-from goldfish.report.write import collect, evaluations, summarize
+from goldfish.report.tables import pool, summarize, tabulate
 
 
 def test_rows_fall_from_standard_over_hashed_and_other_masks_to_controls(tmp_path: Path) -> None:

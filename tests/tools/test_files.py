@@ -320,8 +320,8 @@ def test_one_damaged_run_among_many_is_named_and_left_out(tmp_path, workspace, c
 
 def test_names_of_a_run_are_made_safe_for_tables_figures_and_the_page(tmp_path, workspace):
     from goldfish.report.finished import collect
-    from goldfish.report.tables import tabulate
-    from goldfish.report.write import latex, summarize
+    from goldfish.report.tables import summarize, tabulate
+    from goldfish.report.write import latex
 
     folder = shutil.copytree(workspace.root / "runs" / "study" / "run_one", tmp_path / "run")
     result = json.loads((folder / "result.json").read_text())

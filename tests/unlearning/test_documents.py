@@ -21,7 +21,8 @@ from goldfish.config import ConfigError, build, home
 from goldfish.jobs.unlearn import UnlearningJob, run
 from goldfish.models.estimate import flops_per_token
 from goldfish.models.llama import LlamaFromPretrained
-from goldfish.report.write import collect, summarize
+from goldfish.report.finished import collect
+from goldfish.report.tables import summarize
 from goldfish.runs.record import RunDirectory, run_dir_of
 from goldfish.unlearning.documents import InjectedDocuments
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goldfish.cli.errors import message_of
-from goldfish.report.write import collect, evaluations, print_summary, summarize, unfinished, write_report
+from goldfish.report.finished import collect, evaluations, unfinished
+from goldfish.report.tables import summarize
+from goldfish.report.write import print_summary, write_report
 from goldfish.tools.terminal import Console, complain
 
 EXAMPLES = """\

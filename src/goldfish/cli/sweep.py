@@ -178,7 +178,9 @@ def _quoted(value: str) -> str:
 
 
 def _report(run_dirs: list[Path], study: Path, console: Console) -> None:
-    from goldfish.report.write import collect, print_summary, summarize, write_report
+    from goldfish.report.finished import collect
+    from goldfish.report.tables import summarize
+    from goldfish.report.write import print_summary, write_report
 
     damaged: list[str] = []
     runs = collect(run_dirs, may_be_none=True, damaged=damaged)

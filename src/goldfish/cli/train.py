@@ -133,7 +133,9 @@ def _single(config: dict[str, Any], command: str) -> int:
         if outcome.state != "refused":
             console.print(f"log: {run_dir / 'job.log'}", highlight=False)
         return 130 if outcome.state == "interrupted" else 1
-    from goldfish.report.write import collect, print_summary, summarize  # imports pandas, so not before the job
+    from goldfish.report.finished import collect  # imports pandas, so not before the job
+    from goldfish.report.tables import summarize
+    from goldfish.report.write import print_summary
 
     print_summary(summarize(collect([run_dir])), None, console)
     console.print(

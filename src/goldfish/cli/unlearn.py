@@ -90,7 +90,9 @@ def _show(run_dirs: list[Path], console: Console) -> None:
             paths = write(frame, answered[0].parent)
             console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     if documents := [path for path in run_dirs if path not in answered]:
-        from goldfish.report.write import collect, print_summary, summarize
+        from goldfish.report.finished import collect
+        from goldfish.report.tables import summarize
+        from goldfish.report.write import print_summary
 
         print_summary(summarize(collect(documents)), None, console)
         console.print(f"page: goldfish-report {documents[0].parent}", highlight=False, soft_wrap=True)

@@ -12,25 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from goldfish.report.finished import Evaluation, Run, collect, evaluations, unfinished
-from goldfish.report.tables import COLUMNS, Tables, pool, summarize, tabulate
+from goldfish.report.finished import Evaluation, Run, evaluations
+from goldfish.report.tables import Tables, pool, tabulate
 from goldfish.tools.writing import write_atomically, write_rows
 
 if TYPE_CHECKING:
     from goldfish.report.figures import Drawing
-
-__all__ = [
-    "COLUMNS",
-    "Evaluation",
-    "ReportPaths",
-    "Run",
-    "collect",
-    "evaluations",
-    "print_summary",
-    "summarize",
-    "unfinished",
-    "write_report",
-]
 
 # Headings and formats for a terminal of 80 columns.
 _PRINTED = {
