@@ -11,21 +11,10 @@ from goldfish.evaluation.metrics import OTHERS, SHARES
 from goldfish.evaluation.setting import Setting
 
 # Names that extraction.parquet and the report already use for columns.
-TAKEN = {
-    *(
-        *SHARES,
-        *OTHERS,
-        *Setting._fields,
-        "document",
-        "split",
-        "exposures",
-        "first_divergence",
-        "prefix",
-        "suffix",
-        "generated",
-    ),
-    *(
-        "generated_ids",
+TAKEN = {*SHARES, *OTHERS, *Setting._fields}
+TAKEN |= set(["document", "split", "exposures", "first_divergence", "prefix", "suffix", "generated", "generated_ids"])
+TAKEN |= set(
+    [
         "true_pieces",
         "pieces",
         "kept",
@@ -37,10 +26,14 @@ TAKEN = {
         "k",
         "h",
         "seed",
-    ),
-    *("seeds", "over", "group", "line", "control", "control_rouge_l", "repeated", "seconds", "input_tokens"),
-    *("supervised_tokens", "run_dir", "name"),
-}
+        "seeds",
+        "over",
+        "group",
+        "line",
+        "control",
+    ]
+)
+TAKEN |= set(["control_rouge_l", "repeated", "seconds", "input_tokens", "supervised_tokens", "run_dir", "name"])
 
 
 class Continuation(NamedTuple):

@@ -76,7 +76,9 @@ class Job(JobSettings):
                 "optimizer: needs whole matrices, but this strategy shards them; type optimizer=adamw, or strategy=ddp"
             )
         if self.strategy.holds_gradients and self.trainer.async_checkpoints:
-            raise ValueError("async_checkpoints=true: impossible with DeepSpeed; type trainer.async_checkpoints=false")
+            raise ValueError(
+                "trainer.async_checkpoints=true: impossible with DeepSpeed; type trainer.async_checkpoints=false"
+            )
 
     @property
     def rows_of_a_pass(self) -> int:
@@ -172,7 +174,7 @@ def _log_sizes(job: Job, model: LlamaForCausalLM) -> None:
 def _times_seen(job: Job, exposures: Sequence[Exposure]) -> dict[str, int]:
     """Return the number of exposures of each injected document, by its id."""
     prepared = job.data.prepared
-    seen = {document.id: 0 for document in prepared.documents[: len(prepared.of_split("injected"))]}
+    seen = {document.id: 0 for document in prepared.of_split("injected")}
     for exposure in exposures:
         seen[prepared.documents[exposure.document].id] += 1
     return seen
